@@ -1,0 +1,46 @@
+# Everything happens in .venv, which the targets make themselves from Python alone.
+PYTHON ?= python3
+BIN := .venv/bin
+PARTS := -e . -e integrations/llama-index-postprocessor-tamis -e integrations/langchain-tamis
+SETUP := pyproject.toml constraints.txt $(wildcard integrations/*/pyproject.toml)
+CODE := src integrations tests cookbook benchmarks
+
+.PHONY: demo test lint bench format clean
+
+demo: .venv/.demo  ## rerank the standard library's documentation inside both frameworks
+	$(BIN)/python cookbook/demo.py
+
+test: lint  ## lint, then every test that this machine can run
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+lint: .venv/.test
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy
+
+format: .venv/.test
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+bench: .venv/.bench  ## speed against every peer that installs here
+	$(BIN)/python benchmarks/speed.py
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache
+
+.venv/.pip:
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	touch $@
+
+.venv/.demo: .venv/.pip $(SETUP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PARTS) --group demo
+	touch $@
+
+.venv/.test: .venv/.pip $(SETUP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PARTS) --group test
+	touch $@ .venv/.demo
+
+.venv/.bench: .venv/.test
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group bench
+	touch $@

@@ -1,0 +1,56 @@
+"""Reranking for RAG: one scoring core, thin plug-ins for LlamaIndex and LangChain.
+
+>>> import tamis
+>>> reranker = tamis.load(mode="lexical")
+>>> ranking = reranker.rank("read a zip archive", ["a tar file", "how to read a zip archive"], top_n=1)
+>>> ranking[0].index, ranking.texts()
+(1, ['how to read a zip archive'])
+"""
+
+from tamis.errors import (
+    Closed,
+    CorruptCheckpoint,
+    InputTooLong,
+    InvalidInput,
+    InvalidScore,
+    LoadError,
+    MissingExtra,
+    ModelNotFound,
+    OutOfMemory,
+    PickledWeights,
+    RemoteCode,
+    TamisError,
+    UnknownFamily,
+    UntrainedHead,
+)
+from tamis.families import list_families
+from tamis.loading import load
+from tamis.reranker import Reranker
+from tamis.types import Hit, Passage, Ranking, Usage
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Closed",
+    "CorruptCheckpoint",
+    "Hit",
+    "InputTooLong",
+    "InvalidInput",
+    "InvalidScore",
+    "LoadError",
+    "MissingExtra",
+    "ModelNotFound",
+    "OutOfMemory",
+    "Passage",
+    "PickledWeights",
+    "Ranking",
+    "RemoteCode",
+    "Reranker",
+    "TamisError",
+    "UnknownFamily",
+    "UntrainedHead",
+    "Usage",
+    "__version__",
+    "list_families",
+    "load",
+]

@@ -1,0 +1,53 @@
+"""A cache that is bounded in bytes."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+ENTRY_BYTES = 200  # of the key and the table, beside the value
+
+
+class ByteLRU(Generic[T]):
+    """Keeps the values that were used last, up to a number of bytes.
+
+    >>> cache = ByteLRU(ENTRY_BYTES * 2 + 100)
+    >>> cache.put("a", "A", 60); cache.put("b", "B", 60); cache.get("a"), cache.get("b")
+    (None, 'B')
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.size = 0
+        self.hits = 0
+        self.misses = 0
+        self._values: OrderedDict[Hashable, tuple[T, int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable) -> T | None:
+        """The value, which is now the newest; or None."""
+        with self._lock:
+            found = self._values.get(key)
+            if found is None:
+                self.misses += 1
+                return None
+            self.hits += 1
+            self._values.move_to_end(key)
+            return found[0]
+
+    def put(self, key: Hashable, value: T, size: int) -> None:
+        """Keeps a value of `size` bytes, at the cost of the oldest; one above the limit is not kept."""
+        size += ENTRY_BYTES
+        with self._lock:
+            if key in self._values:
+                self.size -= self._values.pop(key)[1]
+            if size > self.limit:
+                return
+            self._values[key] = (value, size)
+            self.size += size
+            while self.size > self.limit:
+                self.size -= self._values.popitem(last=False)[1][1]

@@ -1,0 +1,64 @@
+"""Which device, and which dtype on it."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import torch
+
+from tamis.errors import InvalidInput
+
+DType: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
+
+DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def choose_device(device: str | None) -> torch.device:
+    """The device named, or the best there is: CUDA, else the CPU (Apple's MPS only by name).
+
+    Raises:
+        InvalidInput: torch does not know the name, or this machine lacks the device.
+    """
+    if device is None:
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise InvalidInput(f'device={device!r} is no device; pass "cpu", "cuda" or "cuda:1", for example.') from error
+    if chosen.type == "cuda":
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        chosen = torch.device("cuda", chosen.index or 0)
+        if chosen.index >= found:
+            raise InvalidInput(
+                f'device={device!r}, but torch {torch.__version__} sees {found} CUDA devices here; pass device="cpu", '
+                "or install a torch build for your GPU."
+            )
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise InvalidInput('device="mps", but this machine has no Apple GPU that torch can use; pass device="cpu".')
+    return chosen
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The dtype named; for "auto" bfloat16 where the device computes in it, else float32.
+
+    Raises:
+        InvalidInput: The name is not one of `DTYPES` or "auto".
+    """
+    if dtype == "auto":
+        return torch.bfloat16 if _computes_bfloat16(device) else torch.float32
+    if dtype not in DTYPES:
+        raise InvalidInput(f'dtype={dtype!r}; pass "auto", {", ".join(map(repr, DTYPES))}.')
+    return DTYPES[dtype]
+
+
+def _computes_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        features = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        return bool(features.get("avx512_bf16") or features.get("amx_bf16") or features.get("bf16"))
+    return False

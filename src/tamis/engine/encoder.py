@@ -1,0 +1,184 @@
+"""Runs a transformers encoder over batches of token sequences: packed where it can, padded where it cannot."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from tamis.engine.architectures import Architecture, Readout
+from tamis.engine.attention import Unpackable
+from tamis.engine.engine import Outputs
+from tamis.engine.packing import Layout, ids_of, packed, type_ids_of
+from tamis.engine.sequences import Tokens
+
+logger = logging.getLogger(__name__)
+
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # relative, in the self-check
+_CHECK_LENGTHS = (19, 150, 7)  # one is longer than ModernBERT's local window
+
+
+class Encoder:
+    """A transformer body: token sequences in, one hidden state for each token out, end to end.
+
+    Args:
+        body: The model without its head, on its device, in evaluation mode.
+        architecture: How to run it packed; None runs it padded.
+        pad_id: Fills up padded batches; masked, so that any id will do.
+    """
+
+    def __init__(self, body: Any, architecture: Architecture | None, pad_id: int = 0) -> None:
+        self.body = body
+        self.device = next(body.parameters()).device
+        self.dtype = next(body.parameters()).dtype
+        self.packed = architecture is not None
+        self._first = architecture.first_position(body.config) if architecture else 0
+        self._pad_id = pad_id
+        self._takes = frozenset(inspect.signature(body.forward).parameters)
+        if architecture is not None and architecture.patch is not None:
+            architecture.patch(body)
+
+    def __call__(self, batch: Sequence[Tokens]) -> tuple[Tensor, Layout]:
+        """Hidden states of all tokens, (T, d) in the model's dtype, and where each sequence lies."""
+        layout = Layout([len(tokens) for tokens in batch], self.device)
+        return (self._packed if self.packed else self.one_by_row)(batch, layout), layout
+
+    def _packed(self, batch: Sequence[Tokens], layout: Layout) -> Tensor:
+        inputs = {"input_ids": ids_of(batch, self.device)[None]}
+        if "position_ids" in self._takes:
+            inputs["position_ids"] = (layout.place + self._first)[None]
+        if "token_type_ids" in self._takes:
+            inputs["token_type_ids"] = type_ids_of(batch, self.device)[None]
+        with packed(layout):
+            hidden: Tensor = self.body(**inputs, **self._options())[0]
+        return hidden[0]
+
+    def one_by_row(self, batch: Sequence[Tokens], layout: Layout) -> Tensor:
+        """The ordinary padded pass; its real tokens, end to end as in the packed one."""
+        inputs = padded_inputs(batch, self._pad_id, self._takes, self.device)
+        hidden: Tensor = self.body(**inputs, **self._options())[0]
+        return hidden[inputs["attention_mask"].bool()]
+
+    def _options(self) -> dict[str, Any]:
+        return {"use_cache": False} if "use_cache" in self._takes else {}
+
+    def check(self, vocabulary: int, longest: int) -> None:
+        """Runs three sequences packed and one at a time, and packs no more if that makes a difference."""
+        if not self.packed:
+            return
+        batch = [probe(min(length, longest), vocabulary, self.body.config) for length in _CHECK_LENGTHS]
+        try:
+            together, layout = self(batch)
+        except Unpackable as error:
+            self.packed = False
+            logger.info("%s does not run packed: %s has a term of its own.", type(self.body).__name__, error)
+            return
+        alone = [self.one_by_row([tokens], Layout([len(tokens)], self.device)) for tokens in batch]
+        difference = max(
+            relative_difference(together[start:end], single)
+            for start, end, single in zip(layout.starts, layout.starts[1:], alone, strict=False)
+        )
+        if not difference <= TOLERANCE[self.dtype]:  # NaN included
+            self.packed = False
+            warnings.warn(
+                f"{type(self.body).__name__} computes something else when its sequences are packed (relative "
+                f"difference {difference:.1e}); it runs padded, which is slower. Please report the architecture.",
+                stacklevel=2,
+            )
+
+
+class Readable:
+    """An encoder and a readout: a `Runner` for the engine."""
+
+    def __init__(self, encoder: Encoder, readout: Readout) -> None:
+        self._encoder: Encoder | None = encoder
+        self._readout: Readout | None = readout
+
+    @property
+    def padded(self) -> bool:
+        """Whether the encoder runs padded."""
+        return self._encoder is not None and not self._encoder.packed
+
+    @torch.inference_mode()
+    def run(self, batch: Sequence[Tokens]) -> Outputs:
+        """The readout of each sequence, float32, (B, k)."""
+        assert self._encoder is not None  # noqa: S101 - the engine never runs what it freed
+        assert self._readout is not None  # noqa: S101
+        hidden, layout = self._encoder(batch)
+        return to_numpy(self._readout(hidden, layout))
+
+    def free(self) -> None:
+        """Drops the model, and gives CUDA's cached memory back."""
+        self._encoder = self._readout = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+class WholeModel:
+    """A classification model of an architecture that Tamis does not know: its own forward pass, padded.
+
+    Without a padding token a decoder cannot take rows of several lengths: then each sequence is a batch.
+    """
+
+    padded = True
+
+    def __init__(self, model: Any, pad_id: int | None) -> None:
+        self._model = model
+        self._pad_id = pad_id
+        self._takes = frozenset(inspect.signature(model.forward).parameters)
+        self._device = next(model.parameters()).device
+
+    @torch.inference_mode()
+    def run(self, batch: Sequence[Tokens]) -> Outputs:
+        """The model's logits, float32, (B, labels)."""
+        groups = [batch] if self._pad_id is not None else [[tokens] for tokens in batch]
+        return to_numpy(torch.cat([self._logits(group) for group in groups]))
+
+    def _logits(self, batch: Sequence[Tokens]) -> Tensor:
+        inputs = padded_inputs(batch, self._pad_id or 0, self._takes, self._device)
+        logits: Tensor = self._model(**inputs).logits
+        return logits.float()
+
+    def free(self) -> None:
+        """Drops the model, and gives CUDA's cached memory back."""
+        self._model = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def padded_inputs(
+    batch: Sequence[Tokens], pad_id: int, takes: frozenset[str], device: torch.device
+) -> dict[str, Tensor]:
+    """Rows of the longest length, filled up on the right: (B, L) each, with an attention mask."""
+    ids = pad_sequence([torch.from_numpy(t.ids.astype(np.int64)) for t in batch], True, pad_id)
+    mask = pad_sequence([torch.ones(len(t), dtype=torch.int64) for t in batch], True, 0)
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if "token_type_ids" in takes and batch[0].type_ids is not None:
+        types = [torch.from_numpy(np.asarray(t.type_ids, np.int64)) for t in batch]
+        inputs["token_type_ids"] = pad_sequence(types, True, 0)
+    return {name: tensor.to(device) for name, tensor in inputs.items()}
+
+
+def probe(length: int, vocabulary: int, config: Any) -> Tokens:
+    """A sequence of ids from all over the vocabulary, without the padding id; the same at every call."""
+    ids = (np.arange(1, length + 1) * 7919 + length) % vocabulary
+    ids[ids == getattr(config, "pad_token_id", None)] = vocabulary - 1
+    return Tokens(ids.astype(np.int32))
+
+
+def relative_difference(a: Tensor, b: Tensor) -> float:
+    """`|a - b| / |b|`, in float32."""
+    a, b = a.float(), b.float()
+    return float((a - b).norm() / b.norm().clamp_min(1e-12))
+
+
+def to_numpy(rows: Tensor) -> Outputs:
+    """float32 on the host."""
+    return rows.float().cpu().numpy()

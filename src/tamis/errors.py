@@ -1,0 +1,73 @@
+"""Every error that Tamis raises on purpose; each message says what is wrong and what to do.
+
+TamisError
+├── InvalidInput          an argument is wrong (also a ValueError)
+│   └── InputTooLong      a text is longer than the model reads, and the policy forbids cutting it
+├── LoadError             a checkpoint cannot be loaded
+│   ├── ModelNotFound     no such folder or hub id, or nothing in it that is a model
+│   ├── UnknownFamily     neither the checkpoint's files nor the caller say how to score with it
+│   ├── UntrainedHead     the scoring head is not in the checkpoint: its scores would be random
+│   ├── PickledWeights    the only weights are pickles, which run code when opened
+│   ├── RemoteCode        the checkpoint needs Python code of its own
+│   └── CorruptCheckpoint a file is damaged, cut off, or incomplete
+├── MissingExtra          an optional package is not installed (also an ImportError)
+├── InvalidScore          the model returned NaN or infinity for a passage
+├── OutOfMemory           one sequence alone does not fit the device
+└── Closed                the reranker or its engine was closed
+"""
+
+
+class TamisError(Exception):
+    """The root of every error that Tamis raises on purpose."""
+
+
+class InvalidInput(TamisError, ValueError):
+    """An argument is wrong: its type, its range, or what it asks of this model."""
+
+
+class InputTooLong(InvalidInput):
+    """A text is longer than the model reads, and the caller's policy does not allow cutting it."""
+
+
+class LoadError(TamisError):
+    """A checkpoint cannot be loaded."""
+
+
+class ModelNotFound(LoadError):
+    """No such folder or hub id, or nothing in it that is a model."""
+
+
+class UnknownFamily(LoadError):
+    """Neither the checkpoint's files nor the caller say how to score with it."""
+
+
+class UntrainedHead(LoadError):
+    """The checkpoint lacks the scoring head, so that its scores would be random numbers."""
+
+
+class PickledWeights(LoadError):
+    """The checkpoint's only weights are pickles, which can run code when they are opened."""
+
+
+class RemoteCode(LoadError):
+    """The checkpoint needs Python code that it brings along."""
+
+
+class CorruptCheckpoint(LoadError):
+    """A file of the checkpoint is damaged, cut off, or lacks weights."""
+
+
+class MissingExtra(TamisError, ImportError):
+    """An optional package is not installed; the message names the extra that brings it."""
+
+
+class InvalidScore(TamisError):
+    """The model returned NaN or infinity, which cannot be ranked."""
+
+
+class OutOfMemory(TamisError):
+    """One sequence alone does not fit the device's memory."""
+
+
+class Closed(TamisError):
+    """The reranker, or the engine under it, was closed before the request was done."""

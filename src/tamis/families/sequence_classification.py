@@ -1,0 +1,103 @@
+"""Cross-encoders: `AutoModelForSequenceClassification` checkpoints with one label, or two (not relevant, relevant)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from tamis.checkpoint import Checkpoint
+from tamis.errors import UnknownFamily
+from tamis.families import Family
+from tamis.options import LoadOptions
+from tamis.scorers.base import Scorer
+
+logger = logging.getLogger(__name__)
+
+_PLAIN_ACTIVATIONS = ("Identity", "Sigmoid")
+
+
+def build(checkpoint: Checkpoint, options: LoadOptions) -> Scorer:
+    """A cross-encoder over the shared engine of the checkpoint."""
+    from tamis.engine.devices import choose_device, choose_dtype
+    from tamis.engine.loaded import Lease
+    from tamis.scorers.cross_encoder import CrossEncoderScorer
+    from tamis.transformer import chosen_length
+
+    options.refuse("cross-encoder", "dim", "layer")
+    device = choose_device(options.device)
+    dtype = choose_dtype(options.dtype, device)
+    key = (
+        "cross-encoder", checkpoint.fingerprint(), device, dtype, options.num_layers, options.attention, options.head,
+        options.batch_tokens, options.trust_remote_code,
+    )  # fmt: skip
+    lease = Lease(key, lambda: _load(checkpoint, options, device, dtype))
+    try:
+        return CrossEncoderScorer(
+            lease,
+            model=checkpoint.name,
+            max_length=chosen_length(options, lease.loaded.longest, checkpoint.name),
+            prompt=_prompt(checkpoint.sentence_config) if options.instruction is None else options.instruction,
+            long_documents=options.long_documents,
+        )
+    except BaseException:
+        lease.close()
+        raise
+
+
+def _load(checkpoint: Checkpoint, options: LoadOptions, device: Any, dtype: Any) -> Any:
+    from transformers import AutoModelForSequenceClassification
+
+    from tamis import transformer
+    from tamis.cache import ByteLRU
+    from tamis.engine.classifier import classifier_runner
+    from tamis.engine.engine import Engine
+    from tamis.engine.loaded import Loaded
+
+    config = transformer.read_config(checkpoint, options)
+    if config.num_labels not in (1, 2):
+        raise UnknownFamily(
+            f"{checkpoint.name} classifies into {config.num_labels} labels; a reranker has one, or two "
+            "(not relevant, relevant)."
+        )
+    tokenizer, tokenizer_length = transformer.load_tokenizer(checkpoint, options)
+    model, missing = transformer.load_model(AutoModelForSequenceClassification, checkpoint, config, options, dtype)
+    transformer.check_missing(model, missing, checkpoint, options)
+    _look_at_activation(checkpoint)
+    longest = transformer.longest_of(checkpoint, config, tokenizer_length)
+    model.to(device)
+    runner = classifier_runner(model, transformer.architecture_of(checkpoint, options), tokenizer.pad_id, longest)
+    engine = Engine(runner, options.batch_tokens or transformer.default_batch_tokens(device), checkpoint.name)
+    return Loaded(engine, tokenizer, longest, config.num_labels, ByteLRU(0), transformer.facts(model, device, dtype))
+
+
+def _prompt(config: Mapping[str, Any]) -> str:
+    """sentence-transformers puts a cross-encoder's default prompt before the query."""
+    return str((config.get("prompts") or {}).get(config.get("default_prompt_name"), ""))
+
+
+def _look_at_activation(checkpoint: Checkpoint) -> None:
+    """Scores are the sigmoid of the logit whatever activation the checkpoint was saved with."""
+    saved = (
+        checkpoint.sentence_config.get("activation_fn")
+        or (checkpoint.config.get("sentence_transformers") or {}).get("activation_fn")
+        or checkpoint.config.get("sbert_ce_default_activation_function")
+        or "Identity"
+    )
+    if saved.rsplit(".", 1)[-1] not in _PLAIN_ACTIVATIONS:
+        logger.warning(
+            "%s was saved with the activation %s; Tamis gives the raw logit, and its sigmoid as the score.",
+            checkpoint.name, saved,
+        )  # fmt: skip
+
+
+FAMILIES = (
+    Family(
+        "sequence-classification",
+        "cross-encoder",
+        "any classification checkpoint with 1 or 2 labels: ms-marco-MiniLM, bge-reranker, gte-reranker-modernbert, ...",
+        "sigmoid of the logit, or of the difference of two",
+        build,
+        matches=lambda checkpoint: checkpoint.architecture.endswith("ForSequenceClassification"),
+    ),
+)

@@ -1,0 +1,98 @@
+"""`load`: from a checkpoint's name to a `Reranker`, or to an error that says what is in the way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tamis.errors import InvalidInput
+from tamis.long_documents import LongDocuments
+from tamis.options import CACHE_BYTES, Attention, Head, LoadOptions
+
+if TYPE_CHECKING:
+    from tamis.reranker import Reranker
+
+
+def load(
+    model: str | Path | None = None,
+    *,
+    mode: str | None = None,
+    family: str | None = None,
+    num_layers: int | None = None,
+    device: str | None = None,
+    dtype: str = "auto",
+    max_length: int | None = None,
+    dim: int | Sequence[int] | None = None,
+    layer: int | Sequence[int] | None = None,
+    instruction: str | None = None,
+    long_documents: LongDocuments = "truncate",
+    batch_tokens: int | None = None,
+    attention: Attention = "auto",
+    revision: str | None = None,
+    head: Head = "require",
+    trust_remote_code: bool = False,
+    cache_bytes: int = CACHE_BYTES,
+) -> Reranker:
+    """Loads a reranker. Two loads of one checkpoint share one engine, and ten threads that ask at once load once.
+
+    Args:
+        model: A hub id or a local folder. None is the embedded model, which needs no network and no GPU.
+        mode: "lexical", "cross-encoder" or "bi-encoder"; read from the checkpoint if None.
+        family: One of `tamis.list_families()`; read from the checkpoint if None.
+        num_layers: Keep only the first n layers of a deeper model.
+        device: "cpu", "cuda:0", ...; the first CUDA device if there is one, else the CPU.
+        dtype: "float32", "bfloat16" or "float16"; "auto" is bfloat16 on devices that compute in it, else float32.
+            Heads, pooling and scores are float32 or wider whatever it is.
+        max_length: Tokens that the model reads of query and passage together; the checkpoint's own limit if None.
+        dim: bi-encoder: compare this many leading dimensions, re-normalised (MRL). A growing list is a funnel: all
+            passages at the first, the better half at the next, and so on.
+        layer: For layerwise models, which are not built yet.
+        instruction: Put before the query, instead of the checkpoint's own query prompt.
+        long_documents: What is done with a passage that does not fit: "truncate" reads its beginning and says so on
+            the hit, "max_window" scores overlapping windows and takes the best, "error" raises `InputTooLong`.
+        batch_tokens: What one batch may cost; chosen for the device if None.
+        attention: "auto" packs sequences without padding where the architecture can; "padded" never does.
+        revision: Branch, tag or commit of a hub id.
+        head: "require" refuses a checkpoint without a trained head; "new" lets one be made, to be trained.
+        trust_remote_code: Run Python code that the checkpoint brings along.
+        cache_bytes: bi-encoder: how much memory passage vectors may take between calls; 0 keeps none.
+
+    Raises:
+        InvalidInput: An argument is wrong, or means nothing in the mode.
+        LoadError: The checkpoint cannot be loaded; its subclasses in `tamis.errors` say why.
+        MissingExtra: The embedded model is not installed.
+    """
+    from tamis.checkpoint import Checkpoint
+    from tamis.families import check_mode, lexical, resolve
+    from tamis.reranker import Reranker
+
+    options = LoadOptions(
+        mode=mode,
+        family=family,
+        num_layers=num_layers,
+        device=device,
+        dtype=dtype,
+        max_length=max_length,
+        dim=_listed(dim),
+        layer=_listed(layer),
+        instruction=instruction,
+        long_documents=long_documents,
+        batch_tokens=batch_tokens,
+        attention=attention,
+        revision=revision,
+        head=head,
+        trust_remote_code=trust_remote_code,
+        cache_bytes=cache_bytes,
+    )
+    check_mode(mode)
+    if mode == "lexical" or family == "bm25":
+        if model not in (None, "bm25"):
+            raise InvalidInput(f"Lexical mode has no checkpoint, but model={str(model)!r}; leave it out.")
+        return Reranker(lexical.build(None, options))
+    checkpoint = Checkpoint.embedded() if model is None else Checkpoint.find(model, revision)
+    return Reranker(resolve(checkpoint, options).build(checkpoint, options))
+
+
+def _listed(value: int | Sequence[int] | None) -> int | tuple[int, ...] | None:
+    return tuple(value) if isinstance(value, Sequence) else value

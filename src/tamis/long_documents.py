@@ -1,0 +1,73 @@
+"""What happens to a passage that is longer than the model reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypeAlias, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tamis.errors import InputTooLong, InvalidInput
+
+LongDocuments: TypeAlias = Literal["truncate", "max_window", "error"]
+POLICIES: tuple[str, ...] = get_args(LongDocuments)
+
+OVERLAP = 80  # tokens, at most; BCEmbedding's rule
+QUERY_SHARE = 0.75  # of the model's length, at most; FlagEmbedding's rule
+
+
+def windows(length: int, room: int) -> list[slice]:
+    """Overlapping windows of at most `room` tokens over a text of `length` tokens.
+
+    Neighbours share a quarter of a window, and no more than `OVERLAP` tokens, so that a sentence at a border is
+    whole in one of them. The last window ends with the text and is as wide as the others.
+
+    >>> windows(10, 4)
+    [slice(0, 4, None), slice(3, 7, None), slice(6, 10, None)]
+    >>> windows(3, 4), windows(0, 4)
+    ([slice(0, 3, None)], [slice(0, 0, None)])
+    """
+    if length <= room:
+        return [slice(0, length)]
+    step = max(1, room - min(OVERLAP, room // 4))
+    starts = [*range(0, length - room, step), length - room]
+    return [slice(start, start + room) for start in starts]
+
+
+def pieces(
+    lengths: Sequence[int], room: int, policy: LongDocuments, first: int = 0
+) -> tuple[list[tuple[int, slice]], NDArray[np.bool_]]:
+    """Which part of which passage the model reads.
+
+    Args:
+        lengths: Tokens of each passage.
+        room: Tokens that fit beside the query and the special tokens.
+        policy: "truncate" keeps the beginning, "max_window" covers all of it, "error" refuses.
+        first: Index of the first passage, for messages.
+
+    Returns:
+        (passage, slice) in order of the passages, at least one for each; and which passages lose text, (n,).
+
+    Raises:
+        InputTooLong: The policy is "error" and a passage does not fit.
+    """
+    parts: list[tuple[int, slice]] = []
+    for i, length in enumerate(lengths):
+        if policy == "max_window":
+            parts += [(i, window) for window in windows(length, room)]
+        else:
+            if policy == "error" and length > room:
+                raise InputTooLong(
+                    f"Passage {first + i} has {length} tokens or more, and {room} fit beside the query. Split it, or "
+                    'load with long_documents="max_window" (all of it, in windows) or "truncate" (its beginning).'
+                )
+            parts.append((i, slice(0, min(length, room))))
+    cut = np.array([policy == "truncate" and length > room for length in lengths], dtype=np.bool_)
+    return parts, cut
+
+
+def check_policy(policy: str) -> None:
+    """Raises InvalidInput for anything but the three policies."""
+    if policy not in POLICIES:
+        raise InvalidInput(f"long_documents={policy!r}; pass one of {', '.join(map(repr, POLICIES))}.")

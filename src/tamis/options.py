@@ -1,0 +1,78 @@
+"""The arguments of `tamis.load`, checked once and handed on as one value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, TypeAlias
+
+from tamis.errors import InvalidInput
+from tamis.long_documents import LongDocuments, check_policy
+
+Attention: TypeAlias = Literal["auto", "padded"]
+Head: TypeAlias = Literal["require", "new"]
+
+CACHE_BYTES = 64 * 2**20
+SMALLEST_LENGTH = 32  # below it little is left beside a query and the special tokens
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """See `tamis.load`, whose keyword arguments these are."""
+
+    mode: str | None = None
+    family: str | None = None
+    num_layers: int | None = None
+    device: str | None = None
+    dtype: str = "auto"
+    max_length: int | None = None
+    dim: int | tuple[int, ...] | None = None
+    layer: int | tuple[int, ...] | None = None
+    instruction: str | None = None
+    long_documents: LongDocuments = "truncate"
+    batch_tokens: int | None = None
+    attention: Attention = "auto"
+    revision: str | None = None
+    head: Head = "require"
+    trust_remote_code: bool = False
+    cache_bytes: int = CACHE_BYTES
+
+    def __post_init__(self) -> None:
+        check_policy(self.long_documents)
+        for name in ("num_layers", "batch_tokens"):
+            _at_least(name, getattr(self, name), 1)
+        _at_least("max_length", self.max_length, SMALLEST_LENGTH)
+        _at_least("cache_bytes", self.cache_bytes, 0)
+        for name in ("dim", "layer"):
+            object.__setattr__(self, name, _growing(name, getattr(self, name)))
+        if self.attention not in ("auto", "padded"):
+            raise InvalidInput(f'attention={self.attention!r}; pass "auto" or "padded".')
+        if self.head not in ("require", "new"):
+            raise InvalidInput(f'head={self.head!r}; pass "require", or "new" for a freshly initialised head to train.')
+        if self.instruction is not None and not isinstance(self.instruction, str):
+            raise InvalidInput(f"instruction is a {type(self.instruction).__name__}; pass a str.")
+
+    def refuse(self, mode: str, *names: str) -> None:
+        """Raises InvalidInput if the caller set an option that `mode` has no use for."""
+        for name in names:
+            if getattr(self, name) is not None:
+                raise InvalidInput(f"{name}= means nothing in {mode} mode; leave it out.")
+
+
+def _at_least(name: str, value: object, least: int) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+        raise InvalidInput(f"{name}={value!r}; pass an int of at least {least}.")
+
+
+def _growing(name: str, value: object) -> int | tuple[int, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, Sequence):
+        _at_least(name, value, 1)
+        return value  # type: ignore[return-value]
+    for one in value:
+        _at_least(name, one, 1)
+    if not value or isinstance(value, str) or any(a >= b for a, b in pairwise(value)):
+        raise InvalidInput(f"{name}={value!r}; pass an int, or a list of ints that grow.")
+    return tuple(value)

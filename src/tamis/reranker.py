@@ -1,0 +1,325 @@
+"""The policy over a scorer: what counts as input, how hits are ordered and cut, and who waits for whom."""
+
+from __future__ import annotations
+
+import threading
+import time
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any, Self, TypeVar
+from weakref import WeakSet
+
+import numpy as np
+
+from tamis.budget import DEFAULT_ENCODING, TokenCounter, Tokenizer, fit, token_counter
+from tamis.errors import Closed, InvalidInput, InvalidScore
+from tamis.scorers.base import Scorer, Scores
+from tamis.scores import order
+from tamis.steps import Request, Steps
+from tamis.types import Hit, Passage, Ranking, Usage
+
+T = TypeVar("T")
+
+IN_FLIGHT = 32  # requests that rank_many keeps under way, so that small ones share batches
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How much of a ranking is kept. The fields are those of `Reranker.rank`."""
+
+    top_n: int | None = None
+    min_score: float | None = None
+    max_tokens: int | None = None
+    tokenizer: Tokenizer = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("top_n", self.top_n), ("max_tokens", self.max_tokens)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
+                raise InvalidInput(f"{name} is {value!r}; pass an int of at least 1, or None for no limit.")
+        least = self.min_score
+        if least is not None and (isinstance(least, bool) or not isinstance(least, Real) or not 0 <= least <= 1):
+            raise InvalidInput(
+                f"min_score is {least!r}; pass a number in [0, 1], where scores lie (raw logits are unbounded)."
+            )
+
+
+class Reranker:
+    """Ranks passages for a query. Made by `tamis.load`; any number of threads and event loops may share one.
+
+    Every method takes the query as text and the passages as a sequence of `str` or `Passage`, and raises
+    `InvalidInput` for anything else, `InvalidScore` where the model returns NaN, and `Closed` after `close`. No
+    passage is ever dropped silently: an empty one is scored, and indices are those of the caller's list.
+
+    Args:
+        scorer: The model, in one of the modes.
+    """
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer = scorer
+        self._requests: WeakSet[Request[Any]] = WeakSet()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._latencies: deque[float] = deque(maxlen=1024)  # seconds, of the newest requests
+        self._count = 0
+
+    @property
+    def model(self) -> str:
+        """The hub id, folder or name that was loaded."""
+        return self._scorer.model
+
+    @property
+    def mode(self) -> str:
+        """The mode that it was loaded in."""
+        return self._scorer.mode
+
+    def rank(
+        self,
+        query: str,
+        passages: Sequence[str | Passage],
+        *,
+        top_n: int | None = None,
+        min_score: float | None = None,
+        max_tokens: int | None = None,
+        tokenizer: Tokenizer = None,
+    ) -> Ranking:
+        """The passages, best first.
+
+        Args:
+            query: The question.
+            passages: Any number of passages; none gives an empty ranking.
+            top_n: Keep this many at most, at least 1.
+            min_score: Keep only hits with at least this score, in [0, 1].
+            max_tokens: Keep the longest run of best hits whose texts have at most this many tokens.
+            tokenizer: What `max_tokens` counts with; see `tamis.budget.token_counter`. By default the model's own
+                tokenizer, or tiktoken's cl100k_base in modes without one.
+        """
+        return self._run(self._ranking(query, passages, Cut(top_n, min_score, max_tokens, tokenizer)))
+
+    async def arank(
+        self,
+        query: str,
+        passages: Sequence[str | Passage],
+        *,
+        top_n: int | None = None,
+        min_score: float | None = None,
+        max_tokens: int | None = None,
+        tokenizer: Tokenizer = None,
+    ) -> Ranking:
+        """As `rank`, from any event loop, without blocking it. Cancelling withdraws what has not run yet."""
+        return await self._await(self._ranking(query, passages, Cut(top_n, min_score, max_tokens, tokenizer)))
+
+    def rank_many(
+        self,
+        requests: Iterable[tuple[str, Sequence[str | Passage]]],
+        *,
+        top_n: int | None = None,
+        min_score: float | None = None,
+        max_tokens: int | None = None,
+        tokenizer: Tokenizer = None,
+        progress: bool = False,
+    ) -> Iterator[Ranking]:
+        """One ranking for each (query, passages), in their order, as they are done.
+
+        Requests are read ahead, so that small ones share batches; a generator of requests is never exhausted early.
+
+        Args:
+            requests: Pairs of a query and its passages.
+            top_n: As in `rank`.
+            min_score: As in `rank`.
+            max_tokens: As in `rank`.
+            tokenizer: As in `rank`.
+            progress: Show a progress bar on a terminal's standard error.
+        """
+        from tqdm.auto import tqdm
+
+        cut = Cut(top_n, min_score, max_tokens, tokenizer)
+        total = len(requests) if isinstance(requests, Sequence) else None
+        bar = tqdm(total=total, desc="ranking", unit="query", disable=None if progress else True)
+        running: deque[Future[Ranking]] = deque()
+        try:
+            for index, (query, passages) in enumerate(requests):
+                try:
+                    steps = self._ranking(query, passages, cut)
+                except InvalidInput as error:
+                    raise InvalidInput(f"Request {index}: {error}") from error
+                running.append(self._start(steps))
+                if len(running) >= IN_FLIGHT:
+                    yield running.popleft().result()
+                    bar.update()
+            while running:
+                yield running.popleft().result()
+                bar.update()
+        finally:
+            for future in running:
+                future.cancel()
+            bar.close()
+
+    def logits(self, query: str, passages: Sequence[str | Passage]) -> list[float]:
+        """The model's raw values, in the order of the passages."""
+        return self._run(self._logits(query, passages))
+
+    def score(self, query: str, passages: Sequence[str | Passage]) -> list[float]:
+        """Scores in [0, 1], in the order of the passages."""
+        return self._run(self._scores(query, passages))
+
+    async def ascore(self, query: str, passages: Sequence[str | Passage]) -> list[float]:
+        """As `score`, from any event loop, without blocking it."""
+        return await self._await(self._scores(query, passages))
+
+    def stats(self) -> Mapping[str, Any]:
+        """Numbers to graph: this reranker's requests and latencies in seconds, and its engine's counters."""
+        with self._lock:
+            latencies = sorted(self._latencies)
+            count = self._count
+        quantiles = {
+            f"latency_p{p}": latencies[min(len(latencies) - 1, len(latencies) * p // 100)] if latencies else 0.0
+            for p in (50, 95, 99)
+        }
+        return {"model": self.model, "mode": self.mode, "requests": count, **quantiles, **self._scorer.stats()}
+
+    def close(self) -> None:
+        """Ends this reranker: whoever waits on it gets `Closed`, and so does every later call.
+
+        The engine lives on while another reranker shares it.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            waiting = list(self._requests)
+        for request in waiting:
+            request.fail(self._closed_error())
+        self._scorer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Itself: a framework that deep-copies its configuration shares the loaded model."""
+        return self
+
+    def __repr__(self) -> str:
+        return f"Reranker(model={self.model!r}, mode={self.mode!r})"
+
+    # -- the steps of each call: input is checked and copied at once, in the caller's thread ------------------------
+
+    def _ranking(self, query: str, passages: Sequence[str | Passage], cut: Cut) -> Steps[Ranking]:
+        given = _checked(query, passages)
+
+        def steps() -> Steps[Ranking]:
+            scores = yield from self._finite_scores(query, given)
+            return self._cut(given, scores, cut)
+
+        return steps()
+
+    def _logits(self, query: str, passages: Sequence[str | Passage]) -> Steps[list[float]]:
+        given = _checked(query, passages)
+
+        def steps() -> Steps[list[float]]:
+            scores = yield from self._finite_scores(query, given)
+            return [float(logit) for logit in scores.logits]
+
+        return steps()
+
+    def _scores(self, query: str, passages: Sequence[str | Passage]) -> Steps[list[float]]:
+        logits = self._logits(query, passages)
+
+        def steps() -> Steps[list[float]]:
+            return [self._scorer.to_score(logit) for logit in (yield from logits)]
+
+        return steps()
+
+    def _finite_scores(self, query: str, given: list[Passage]) -> Steps[Scores]:
+        if not given:
+            return Scores(np.zeros(0), np.zeros(0, dtype=np.bool_))
+        scores = yield from self._scorer.steps(query, [passage.text for passage in given])
+        bad = np.flatnonzero(~np.isfinite(scores.logits))
+        if bad.size:
+            raise InvalidScore(
+                f"{self.model} returned {scores.logits[bad[0]]} for passage {bad[0]} ({bad.size} of {len(given)} "
+                "passages are affected), which cannot be ranked. In float16 that is usually an overflow: load it with "
+                'dtype="float32" or "bfloat16"; otherwise the checkpoint is damaged.'
+            )
+        return scores
+
+    def _cut(self, given: list[Passage], scores: Scores, cut: Cut) -> Ranking:
+        def score(index: np.intp) -> float:
+            return self._scorer.to_score(float(scores.logits[index]))
+
+        ranked = order(scores.logits)
+        good = len(ranked)
+        if cut.min_score is not None:  # scores fall along the ranking, so the cut is a place in it
+            good = bisect_right(ranked, -cut.min_score, key=lambda index: -score(index))
+        best = ranked[: good if cut.top_n is None else min(good, cut.top_n)]
+        kept = len(best)
+        if cut.max_tokens is not None:
+            kept = fit((given[i].text for i in best), cut.max_tokens, self._counter(cut.tokenizer))
+        hits = [
+            Hit(int(i), score(i), float(scores.logits[i]), given[i], bool(scores.truncated[i])) for i in best[:kept]
+        ]
+        return Ranking(hits, self.model, Usage(scores.tokens, scores.cached, len(ranked) - good, len(best) - kept))
+
+    def _counter(self, tokenizer: Tokenizer) -> TokenCounter:
+        if tokenizer is not None:
+            return token_counter(tokenizer)
+        return self._scorer.count_tokens or token_counter(DEFAULT_ENCODING)
+
+    # -- how they are driven ----------------------------------------------------------------------------------------
+
+    def _run(self, steps: Steps[T]) -> T:
+        return self._open(steps).run()
+
+    def _start(self, steps: Steps[T]) -> Future[T]:
+        return self._open(steps).start()
+
+    async def _await(self, steps: Steps[T]) -> T:
+        import asyncio
+
+        return await asyncio.wrap_future(self._start(steps))
+
+    def _open(self, steps: Steps[T]) -> Request[T]:
+        request = Request(self._timed(steps))
+        with self._lock:
+            if self._closed:
+                raise self._closed_error()
+            self._requests.add(request)
+        return request
+
+    def _timed(self, steps: Steps[T]) -> Generator[Any, None, T]:
+        start = time.perf_counter()
+        result = yield from steps
+        with self._lock:
+            self._latencies.append(time.perf_counter() - start)
+            self._count += 1
+        return result
+
+    def _closed_error(self) -> Closed:
+        return Closed(f"This reranker ({self.model}) was closed. Load it again with tamis.load().")
+
+
+def _checked(query: str, passages: Sequence[str | Passage]) -> list[Passage]:
+    if not isinstance(query, str):
+        raise InvalidInput(f"The query is a {type(query).__name__}; pass a str.")
+    if not query.strip():
+        raise InvalidInput("The query is empty; pass the question that the passages should answer.")
+    if isinstance(passages, str | bytes | Passage | Mapping) or not isinstance(passages, Iterable):
+        raise InvalidInput(f"passages is a {type(passages).__name__}; pass a list of str or tamis.Passage.")
+    given = []
+    for index, passage in enumerate(passages):
+        if isinstance(passage, str):
+            given.append(Passage(passage))
+        elif isinstance(passage, Passage) and isinstance(passage.text, str):
+            given.append(passage)
+        else:
+            what = type(passage).__name__
+            if isinstance(passage, Passage):
+                what = f"Passage whose text is a {type(passage.text).__name__}"
+            raise InvalidInput(f"Passage {index} is a {what}; pass a str or tamis.Passage(text=...).")
+    return given

@@ -1,0 +1,47 @@
+"""From a model's raw value to a score in [0, 1]. Each is monotone, so the order never changes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def sigmoid(logit: float) -> float:
+    """The logistic function, without overflow at either end.
+
+    >>> sigmoid(0.0), sigmoid(-800.0), sigmoid(800.0)
+    (0.5, 0.0, 1.0)
+    """
+    if logit >= 0:
+        return 1.0 / (1.0 + math.exp(-logit))
+    e = math.exp(logit) if logit > -745.0 else 0.0
+    return e / (1.0 + e)
+
+
+def from_cosine(cosine: float) -> float:
+    """`(1 + cos) / 2`, held inside [0, 1] against rounding.
+
+    >>> from_cosine(1.0000001), from_cosine(-1.0), from_cosine(0.5)
+    (1.0, 0.0, 0.75)
+    """
+    return min(1.0, max(0.0, (1.0 + cosine) / 2.0))
+
+
+def from_bm25(value: float) -> float:
+    """`s / (1 + s)`, for a BM25 sum `s >= 0`.
+
+    >>> from_bm25(0.0), from_bm25(3.0)
+    (0.0, 0.75)
+    """
+    return value / (1.0 + value)
+
+
+def order(logits: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Indices from the highest logit to the lowest; equal ones keep their order.
+
+    >>> order(np.array([1.0, 3.0, 3.0, 2.0])).tolist()
+    [1, 2, 3, 0]
+    """
+    return np.argsort(-logits, kind="stable")

@@ -1,0 +1,136 @@
+"""How a request runs: one description, driven by a waiting thread or by an event loop alike.
+
+A scorer writes its work as a generator. It submits sequences to an engine, yields the futures that it wants to
+wait for, and goes on when they are done; what it returns is the result. Nothing in it blocks, so that the same
+generator serves a synchronous caller, who drives it in his own thread, and any number of event loops, for which
+pool threads drive it. The core holds no asyncio object.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Generator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, InvalidStateError, ThreadPoolExecutor, wait
+from contextlib import suppress
+from functools import lru_cache
+from typing import Any, Generic, TypeAlias, TypeVar
+
+T = TypeVar("T")
+
+Pending: TypeAlias = Sequence["Future[Any]"]
+Steps: TypeAlias = Generator[Pending, None, T]
+
+
+@lru_cache(maxsize=1)
+def _pool() -> ThreadPoolExecutor:
+    """Threads that tokenise and finish for asynchronous callers; they never wait for a device."""
+    return ThreadPoolExecutor(max_workers=min(8, (os.cpu_count() or 1) + 1), thread_name_prefix="tamis-steps")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has the executor's object, but not its threads
+
+
+class Request(Generic[T]):
+    """One generator of steps on its way to its result.
+
+    `future` is resolved on every path: with the result, with the error that the steps raised, with the error given
+    to `fail`, or cancelled. Whatever the request still has waiting in an engine is withdrawn at that moment.
+    """
+
+    def __init__(self, steps: Steps[T]) -> None:
+        self.future: Future[T] = Future()
+        self._steps = steps
+        self._pending: Pending = ()
+        self._lock = threading.Lock()
+
+    def run(self) -> T:
+        """Drives the steps in the calling thread and returns their result."""
+        try:
+            while not self.future.done():
+                if self._advance():
+                    wait(self._pending, return_when=FIRST_EXCEPTION)
+        finally:
+            self.future.cancel()
+            self._withdraw()
+        return self.future.result()
+
+    def start(self) -> Future[T]:
+        """Drives the steps on pool threads, and returns at once."""
+        self.future.add_done_callback(lambda _: self._withdraw())
+        _pool().submit(self._go_on)
+        return self.future
+
+    def fail(self, error: BaseException) -> None:
+        """Ends the request with `error`, unless it is done already."""
+        reject(self.future, error)
+        self._withdraw()
+
+    def _go_on(self) -> None:
+        if not self.future.done() and self._advance():
+            _Countdown(self._pending, lambda: _pool().submit(self._go_on))
+
+    def _advance(self) -> bool:
+        """Runs the steps up to their next wait; False when there is none."""
+        error = next((e for e in map(_error_of, self._pending) if e), None)
+        try:
+            pending = next(self._steps) if error is None else self._steps.throw(error)
+        except StopIteration as stop:
+            resolve(self.future, stop.value)
+            return False
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it belongs to this request's caller
+            reject(self.future, error)
+            return False
+        with self._lock:
+            self._pending = pending
+        if self.future.done():  # it ended while the steps were submitting
+            self._withdraw()
+            return False
+        return True
+
+    def _withdraw(self) -> None:
+        # An exception, not cancel(): concurrent.futures.wait() does not wake for a future that was only cancelled.
+        with self._lock:
+            pending = self._pending
+        for future in pending:
+            reject(future, CancelledError())
+
+
+class _Countdown:
+    """Calls `then` once, when all futures are done or the first has failed."""
+
+    def __init__(self, futures: Pending, then: Any) -> None:
+        self._left = len(futures)
+        self._then = then
+        self._lock = threading.Lock()  # held for a comparison only: callbacks run on the device's thread
+        if not futures:
+            then()
+        for future in futures:
+            future.add_done_callback(self._one)
+
+    def _one(self, future: Future[Any]) -> None:
+        failed = _error_of(future) is not None
+        with self._lock:
+            already = self._left <= 0
+            self._left = 0 if failed else self._left - 1
+            due = self._left <= 0 and not already
+        if due:
+            self._then()
+
+
+def _error_of(future: Future[Any]) -> BaseException | None:
+    """The error of a future that is done with one; None for one that succeeded or is still running."""
+    return future.exception(timeout=0) if future.done() else None
+
+
+def resolve(future: Future[T], value: T) -> None:
+    """Sets the result, unless the future was withdrawn meanwhile: then nobody waits for it."""
+    with suppress(InvalidStateError):
+        future.set_result(value)
+
+
+def reject(future: Future[Any], error: BaseException) -> None:
+    """Sets the error, unless the future is done already."""
+    with suppress(InvalidStateError):
+        future.set_exception(error)

@@ -1,0 +1,150 @@
+"""Text to token ids, in pieces: the texts alone, and the special tokens that go around them.
+
+A fast tokenizer treats the two texts of a pair apart and then puts its template around them. Tamis learns the
+template from a probe and applies it itself, so that a query is tokenised once for all its passages, a long passage
+is cut or windowed with the query whole, and nothing in the tokenizer is ever changed: concurrent calls are safe,
+where `transformers` tokenizers raise "Already borrowed".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tamis.engine.sequences import Tokens
+from tamis.errors import UnknownFamily
+
+Ids = NDArray[np.int32]
+
+_CHARACTERS_PER_TOKEN = 24  # of a first guess at how much text a limit of tokens needs
+_MARGIN = 64  # tokens thrown away behind a guess, in case its last words were cut
+
+
+def clean(text: str) -> str:
+    r"""Text without lone surrogates, which no tokenizer takes; a split pair is joined again.
+
+    >>> clean("a\ud83d\ude00b") == "a\U0001f600b", clean("a\udc80b") == "a\ufffdb"
+    (True, True)
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """The special tokens around one text or two, and each part's token type.
+
+    `parts` has one piece more than there are texts: before, (between,) after.
+    """
+
+    parts: tuple[Ids, ...]
+    part_types: tuple[Ids, ...]
+    text_types: tuple[int, ...]
+    typed: bool
+
+    @property
+    def overhead(self) -> int:
+        """How many special tokens it adds."""
+        return sum(map(len, self.parts))
+
+    def fill(self, *texts: Ids) -> Tokens:
+        """One sequence."""
+        ids = [self.parts[0]]
+        types = [self.part_types[0]]
+        for text, kind, part, part_type in zip(
+            texts, self.text_types, self.parts[1:], self.part_types[1:], strict=True
+        ):
+            ids += [text, part]
+            if self.typed:
+                types += [np.full(len(text), kind, np.int32), part_type]
+        return Tokens(np.concatenate(ids), np.concatenate(types) if self.typed else None)
+
+
+class TextTokenizer:
+    """A tokenizer's Rust core, used without ever changing it.
+
+    Args:
+        tokenizer: A transformers tokenizer with a `tokenizers` backend.
+        lowercase: Lower-case texts first, as old sentence-transformers configs ask.
+
+    Raises:
+        UnknownFamily: The tokenizer has no such backend.
+    """
+
+    def __init__(self, tokenizer: Any, *, lowercase: bool = False) -> None:
+        from tokenizers import Tokenizer
+        from tokenizers.normalizers import Lowercase, Sequence
+
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if not isinstance(backend, Tokenizer):
+            raise UnknownFamily(
+                f"Its tokenizer ({type(tokenizer).__name__}) has no fast implementation, which Tamis needs; convert "
+                "it once with transformers (AutoTokenizer.from_pretrained(...).save_pretrained(...))."
+            )
+        self._backend = Tokenizer.from_str(backend.to_str())
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        if lowercase:
+            before = self._backend.normalizer
+            self._backend.normalizer = Sequence([Lowercase(), before]) if before else Lowercase()
+        self._typed = "token_type_ids" in tokenizer.model_input_names
+        self.pad_id: int | None = tokenizer.pad_token_id
+
+    def encode(self, texts: Sequence[str], limit: int | None = None) -> list[Ids]:
+        """Token ids of each text, without special tokens.
+
+        Args:
+            texts: Any strings; lone surrogates become U+FFFD.
+            limit: Give the first `limit` + 1 tokens at most: one above the limit says that there were more. Of a
+                very long text only as much is tokenised as that takes.
+        """
+        cleaned = [clean(text) for text in texts]
+        if limit is None:
+            return self._encode(cleaned)
+        characters = (limit + _MARGIN) * _CHARACTERS_PER_TOKEN
+        heads = [text if len(text) <= characters else _head(text, characters) for text in cleaned]
+        encoded = self._encode(heads)
+        for i, (text, head) in enumerate(zip(cleaned, heads, strict=True)):
+            if len(head) < len(text) and len(encoded[i]) < limit + _MARGIN:
+                encoded[i] = self._encode([text])[0]
+        return [ids[: limit + 1] for ids in encoded]
+
+    def count(self, text: str) -> int:
+        """How many tokens a text has, without special tokens."""
+        return len(self._encode([clean(text)])[0])
+
+    def template(self, texts: int) -> Template:
+        """What the tokenizer puts around one text or a pair."""
+        probe = self._backend.encode("a", "b" if texts == 2 else None)
+        pieces: list[tuple[list[int], list[int]]] = [([], [])]
+        kinds: list[int] = []
+        for token, owner, kind in zip(probe.ids, probe.sequence_ids, probe.type_ids, strict=True):
+            if owner is None:
+                pieces[-1][0].append(token)
+                pieces[-1][1].append(kind)
+            elif owner == len(kinds):
+                kinds.append(kind)
+                pieces.append(([], []))
+        return Template(
+            parts=tuple(np.array(ids, np.int32) for ids, _ in pieces),
+            part_types=tuple(np.array(types, np.int32) for _, types in pieces),
+            text_types=tuple(kinds),
+            typed=self._typed,
+        )
+
+    def _encode(self, texts: Sequence[str]) -> list[Ids]:
+        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+
+def _head(text: str, characters: int) -> str:
+    """About the first `characters` of a text, ending at a space where there is one: tokens do not span words."""
+    space = text.rfind(" ", characters // 2, characters)
+    return text[: space if space > 0 else characters]

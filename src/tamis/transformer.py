@@ -1,0 +1,179 @@
+"""Loads a checkpoint's transformer with transformers' own classes, and refuses what it cannot score honestly."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from tamis.checkpoint import Checkpoint
+from tamis.engine.architectures import ARCHITECTURES, Architecture
+from tamis.engine.attention import PACKED
+from tamis.errors import CorruptCheckpoint, InvalidInput, RemoteCode, UnknownFamily, UntrainedHead
+from tamis.options import LoadOptions
+from tamis.tokenizing import TextTokenizer
+
+_quiet_lock = threading.Lock()
+
+
+def architecture_of(checkpoint: Checkpoint, options: LoadOptions) -> Architecture | None:
+    """How to run it packed; None for an architecture that is run padded."""
+    return None if options.attention == "padded" else ARCHITECTURES.get(checkpoint.model_type)
+
+
+def read_config(checkpoint: Checkpoint, options: LoadOptions) -> Any:
+    """The transformers config, cut to `num_layers`.
+
+    Raises:
+        RemoteCode: The architecture is the checkpoint's own code.
+        UnknownFamily: transformers does not know the architecture.
+        InvalidInput: It has fewer layers than `num_layers`.
+    """
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    known = checkpoint.model_type in CONFIG_MAPPING
+    if not known and not options.trust_remote_code:
+        if "auto_map" in checkpoint.config:
+            raise RemoteCode(
+                f"{checkpoint.name} brings Python code of its own ({checkpoint.model_type}), which Tamis does not run. "
+                "If you have read it and trust it, pass trust_remote_code=True."
+            )
+        raise UnknownFamily(
+            f"transformers does not know the architecture {checkpoint.model_type!r} of {checkpoint.name}; "
+            "it may need a newer release: pip install -U transformers."
+        )
+    config = AutoConfig.from_pretrained(checkpoint.body, trust_remote_code=options.trust_remote_code and not known)
+    if options.num_layers is not None:
+        depth = config.num_hidden_layers
+        if options.num_layers > depth:
+            raise InvalidInput(f"num_layers={options.num_layers}, but {checkpoint.name} has {depth} layers.")
+        config.num_hidden_layers = options.num_layers
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[: options.num_layers]
+    return config
+
+
+def load_model(
+    auto_class: Any, checkpoint: Checkpoint, config: Any, options: LoadOptions, dtype: torch.dtype
+) -> tuple[Any, set[str]]:
+    """The model in evaluation mode on the host, and the names of weights that the checkpoint did not have.
+
+    Raises:
+        PickledWeights: Its weights are pickles only.
+        CorruptCheckpoint: A file is damaged, or weights have the wrong shape.
+    """
+    checkpoint.check_weights()
+    known = type(config).__module__.startswith("transformers.")
+    architecture = architecture_of(checkpoint, options)
+    attention = {"attn_implementation": PACKED} if architecture and architecture.patch is None else {}
+    try:
+        with _quiet():
+            model, info = auto_class.from_pretrained(
+                checkpoint.body,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                trust_remote_code=options.trust_remote_code and not known,
+                **attention,
+            )
+    except (RuntimeError, OSError) as error:
+        raise CorruptCheckpoint(
+            f"transformers could not load the weights of {checkpoint.name}: {str(error).strip().splitlines()[0]}"
+        ) from error
+    model.eval().requires_grad_(False)
+    return model, set(info["missing_keys"])
+
+
+def check_missing(model: Any, missing: set[str], checkpoint: Checkpoint, options: LoadOptions) -> None:
+    """Raises UntrainedHead if a part of the head would be random, and CorruptCheckpoint if a part of the body would."""
+    prefix = f"{model.base_model_prefix}."
+    body = {key for key in missing if key.startswith(prefix) and ".pooler." not in key}
+    if body:
+        raise CorruptCheckpoint(
+            f"{checkpoint.name} lacks {len(body)} weights of its body ({min(body)}, ...): it belongs to another "
+            "architecture than its config.json says, or it was saved incompletely."
+        )
+    if missing and options.head == "require":
+        raise UntrainedHead(
+            f"{checkpoint.name} has no trained scoring head ({', '.join(sorted(missing))}): it would score at random. "
+            'Pass mode="bi-encoder" if it is an embedding model, or head="new" to train it as a reranker.'
+        )
+
+
+def load_tokenizer(checkpoint: Checkpoint, options: LoadOptions) -> tuple[TextTokenizer, int]:
+    """The tokenizer, and the length that it was made for (a huge number if it does not say).
+
+    Raises:
+        CorruptCheckpoint: Its files are missing or damaged.
+    """
+    from transformers import AutoTokenizer
+
+    remote = options.trust_remote_code and "auto_map" in checkpoint.config
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(checkpoint.body, local_files_only=True, trust_remote_code=remote)
+        core = TextTokenizer(tokenizer, lowercase=bool(checkpoint.transformer_config.get("do_lower_case")))
+    except UnknownFamily:
+        raise
+    except Exception as error:  # tokenizers raises bare Exception for a file that it cannot parse
+        raise CorruptCheckpoint(
+            f"The tokenizer files of {checkpoint.name} are missing or damaged "
+            f"({type(error).__name__}: {str(error).strip()[:200]}). Fetch the model again."
+        ) from error
+    return core, int(tokenizer.model_max_length)
+
+
+def longest_of(checkpoint: Checkpoint, config: Any, tokenizer_length: int) -> int:
+    """Tokens that the checkpoint reads at most: the least of what its files say.
+
+    Architectures with absolute positions cannot read more than they have; a rotary one says what it was trained on.
+    """
+    limits = [tokenizer_length, checkpoint.transformer_config.get("max_seq_length")]
+    positions = getattr(config, "max_position_embeddings", None)
+    if isinstance(positions, int) and positions > 0:
+        architecture = ARCHITECTURES.get(checkpoint.model_type)
+        limits.append(positions - (architecture.first_position(config) if architecture else 0))
+    return min(limit for limit in limits if limit)
+
+
+def chosen_length(options: LoadOptions, longest: int, name: str) -> int:
+    """`max_length`, or the checkpoint's own limit.
+
+    Raises:
+        InvalidInput: `max_length` is above that limit.
+    """
+    if options.max_length is not None and options.max_length > longest:
+        raise InvalidInput(f"max_length={options.max_length}, but {name} reads {longest} tokens at most.")
+    return options.max_length or longest
+
+
+def default_batch_tokens(device: torch.device) -> int:
+    """What a batch may cost: a CPU's caches are full early, a GPU wants much work at once."""
+    return 2048 if device.type == "cpu" else 32768
+
+
+def facts(model: Any, device: torch.device, dtype: torch.dtype) -> Mapping[str, Any]:
+    """What `stats()` says of the model."""
+    return {"architecture": type(model).__name__, "device": str(device), "dtype": str(dtype).removeprefix("torch.")}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences progress bars and loading reports: what they say, Tamis's errors say."""
+    from transformers.utils import logging
+
+    with _quiet_lock:
+        level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(level)
+            if bars:
+                logging.enable_progress_bar()
