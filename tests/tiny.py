@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 TEXT = [
     "A zip archive is read with the zipfile module; a tar archive with tarfile, and neither needs extracting first.",
-    "Regular expressions match patterns: groups, look-ahead, alternation and repetition are written in a small language.",
+    "Regular expressions match patterns: groups, look-ahead, alternation, repetition are written in a small language.",
     "The event loop runs coroutines; a coroutine awaits futures, and a future is done once, with a result or an error.",
     "Ein Käse reift im Keller, während der Bäcker über die Brücke läuft und äußerst vergnügt ein Lied pfeift.",
     "Sorting is stable: records that compare equal keep their order, so that several keys can be sorted one by one.",
@@ -154,7 +154,7 @@ def _save(folder: Path, name: str, suffix: str, seed: int, changes: dict[str, An
     with torch.no_grad():
         for key, weight in model.named_parameters():  # the usual 0.02 gives every text about the same logit
             if weight.dim() > 1:
-                weight.normal_(0, 0.5 if "classifier" in key or "embedding" in key else 0.15)
+                weight.normal_(0, 0.5 if "embedding" in key else 0.15)
             elif "bias" in key:
                 weight.normal_(0, 0.1)
     model.save_pretrained(folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import lru_cache
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 from tamis.errors import InvalidInput, MissingExtra, ModelNotFound
 
@@ -37,7 +37,7 @@ def token_counter(tokenizer: Tokenizer) -> TokenCounter:
 
     Args:
         tokenizer: The name of a tiktoken encoding or of an OpenAI model; a tiktoken encoding; a Hugging Face
-            tokenizer; or a function from text to a number of tokens.
+            tokenizer; or a function from text to its tokens (as LlamaIndex's `Settings.tokenizer`) or their number.
 
     Raises:
         MissingExtra: A name was given, and tiktoken is not installed.
@@ -51,11 +51,15 @@ def token_counter(tokenizer: Tokenizer) -> TokenCounter:
     if hasattr(tokenizer, "convert_ids_to_tokens"):  # transformers
         return lambda text: len(tokenizer.encode(text, add_special_tokens=False))
     if callable(tokenizer):
-        return cast(TokenCounter, tokenizer)
+        return lambda text: _number(tokenizer(text))
     raise InvalidInput(
         f"tokenizer= is a {type(tokenizer).__name__}; pass the name of a tiktoken encoding, a tiktoken or "
         "Hugging Face tokenizer, or a function that counts the tokens of a text."
     )
+
+
+def _number(counted: Any) -> int:
+    return counted if isinstance(counted, int) else len(counted)
 
 
 @lru_cache(maxsize=8)

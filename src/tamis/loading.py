@@ -64,7 +64,7 @@ def load(
         MissingExtra: The embedded model is not installed.
     """
     from tamis.checkpoint import Checkpoint
-    from tamis.families import check_mode, lexical, resolve
+    from tamis.families import lexical, named, resolve
     from tamis.reranker import Reranker
 
     options = LoadOptions(
@@ -85,8 +85,7 @@ def load(
         trust_remote_code=trust_remote_code,
         cache_bytes=cache_bytes,
     )
-    check_mode(mode)
-    if mode == "lexical" or family == "bm25":
+    if "lexical" in (mode, named(family, mode).mode if family else None):
         if model not in (None, "bm25"):
             raise InvalidInput(f"Lexical mode has no checkpoint, but model={str(model)!r}; leave it out.")
         return Reranker(lexical.build(None, options))

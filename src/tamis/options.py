@@ -13,6 +13,8 @@ from tamis.long_documents import LongDocuments, check_policy
 Attention: TypeAlias = Literal["auto", "padded"]
 Head: TypeAlias = Literal["require", "new"]
 
+MODES = ("lexical", "cross-encoder", "bi-encoder")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 CACHE_BYTES = 64 * 2**20
 SMALLEST_LENGTH = 32  # below it little is left beside a query and the special tokens
 
@@ -40,6 +42,10 @@ class LoadOptions:
 
     def __post_init__(self) -> None:
         check_policy(self.long_documents)
+        if self.mode is not None and self.mode not in MODES:
+            raise InvalidInput(f"mode={self.mode!r}; pass one of {', '.join(map(repr, MODES))}.")
+        if self.dtype not in DTYPES:
+            raise InvalidInput(f"dtype={self.dtype!r}; pass one of {', '.join(map(repr, DTYPES))}.")
         for name in ("num_layers", "batch_tokens"):
             _at_least(name, getattr(self, name), 1)
         _at_least("max_length", self.max_length, SMALLEST_LENGTH)

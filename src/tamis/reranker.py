@@ -232,7 +232,7 @@ class Reranker:
         logits = self._logits(query, passages)
 
         def steps() -> Steps[list[float]]:
-            return [self._scorer.to_score(logit) for logit in (yield from logits)]
+            return [float(self._scorer.to_score(logit)) for logit in (yield from logits)]
 
         return steps()
 
@@ -251,7 +251,7 @@ class Reranker:
 
     def _cut(self, given: list[Passage], scores: Scores, cut: Cut) -> Ranking:
         def score(index: np.intp) -> float:
-            return self._scorer.to_score(float(scores.logits[index]))
+            return float(self._scorer.to_score(float(scores.logits[index])))
 
         ranked = order(scores.logits)
         good = len(ranked)

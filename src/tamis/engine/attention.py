@@ -92,6 +92,8 @@ def _by_runs(
             enable_gqa=grouped,
         )
         outs.append(out.transpose(1, 2).flatten(0, 1))  # (count * length, H, Dv)
+    if layout.tail:
+        outs.append(outs[-1].new_zeros(layout.tail, *outs[-1].shape[1:]))
     return torch.cat(outs).unsqueeze(0)
 
 

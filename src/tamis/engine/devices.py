@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
-
 import torch
 
 from tamis.errors import InvalidInput
-
-DType: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
-
-DTYPES: dict[str, torch.dtype] = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 
 
 def choose_device(device: str | None) -> torch.device:
@@ -43,16 +33,11 @@ def choose_device(device: str | None) -> torch.device:
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The dtype named; for "auto" bfloat16 where the device computes in it, else float32.
-
-    Raises:
-        InvalidInput: The name is not one of `DTYPES` or "auto".
-    """
+    """The dtype named; for "auto" bfloat16 where the device computes in it, else float32."""
     if dtype == "auto":
         return torch.bfloat16 if _computes_bfloat16(device) else torch.float32
-    if dtype not in DTYPES:
-        raise InvalidInput(f'dtype={dtype!r}; pass "auto", {", ".join(map(repr, DTYPES))}.')
-    return DTYPES[dtype]
+    chosen: torch.dtype = getattr(torch, dtype)
+    return chosen
 
 
 def _computes_bfloat16(device: torch.device) -> bool:

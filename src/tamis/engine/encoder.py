@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tamis.engine.architectures import Architecture, Readout
 from tamis.engine.attention import Unpackable
 from tamis.engine.engine import Outputs
-from tamis.engine.packing import Layout, ids_of, packed, type_ids_of
+from tamis.engine.packing import Layout, ids_of, packed, positions_of, type_ids_of
 from tamis.engine.sequences import Tokens
 
 logger = logging.getLogger(__name__)
@@ -47,18 +47,19 @@ class Encoder:
 
     def __call__(self, batch: Sequence[Tokens]) -> tuple[Tensor, Layout]:
         """Hidden states of all tokens, (T, d) in the model's dtype, and where each sequence lies."""
-        layout = Layout([len(tokens) for tokens in batch], self.device)
+        rounded = self.packed and self.device.type == "cpu"
+        layout = Layout([len(tokens) for tokens in batch], self.device, rounded=rounded)
         return (self._packed if self.packed else self.one_by_row)(batch, layout), layout
 
     def _packed(self, batch: Sequence[Tokens], layout: Layout) -> Tensor:
-        inputs = {"input_ids": ids_of(batch, self.device)[None]}
+        inputs = {"input_ids": ids_of(batch, layout)[None]}
         if "position_ids" in self._takes:
-            inputs["position_ids"] = (layout.place + self._first)[None]
+            inputs["position_ids"] = positions_of(layout, self._first)[None]
         if "token_type_ids" in self._takes:
-            inputs["token_type_ids"] = type_ids_of(batch, self.device)[None]
+            inputs["token_type_ids"] = type_ids_of(batch, layout)[None]
         with packed(layout):
             hidden: Tensor = self.body(**inputs, **self._options())[0]
-        return hidden[0]
+        return hidden[0, : layout.starts[-1]]
 
     def one_by_row(self, batch: Sequence[Tokens], layout: Layout) -> Tensor:
         """The ordinary padded pass; its real tokens, end to end as in the packed one."""

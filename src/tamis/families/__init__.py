@@ -15,8 +15,6 @@ from tamis.errors import InvalidInput, UnknownFamily
 from tamis.options import LoadOptions
 from tamis.scorers.base import Scorer
 
-MODES = ("lexical", "cross-encoder", "bi-encoder")
-
 
 @dataclass(frozen=True, slots=True)
 class Family:
@@ -24,7 +22,7 @@ class Family:
 
     Attributes:
         name: The published series' own name, in small letters.
-        mode: One of `MODES`.
+        mode: One of `tamis.options.MODES`.
         summary: Which checkpoints, in a line.
         score: How its logit becomes a score, in a line.
         build: Makes the scorer. Heavy imports belong inside it.
@@ -63,12 +61,11 @@ def resolve(checkpoint: Checkpoint, options: LoadOptions) -> Family:
     """The family of a checkpoint.
 
     Raises:
-        InvalidInput: The caller's family or mode is unknown, or they contradict each other.
+        InvalidInput: The caller's family is unknown, or contradicts the mode.
         UnknownFamily: Nothing says how to score with the checkpoint.
     """
-    check_mode(options.mode)
     if options.family is not None:
-        return _named(options.family, options.mode)
+        return named(options.family, options.mode)
     fitting = [family for family in families() if options.mode in (None, family.mode)]
     for family in fitting:
         if checkpoint.name in family.hub_ids:
@@ -81,13 +78,12 @@ def resolve(checkpoint: Checkpoint, options: LoadOptions) -> Family:
     raise UnknownFamily(_advice(checkpoint, options))
 
 
-def check_mode(mode: str | None) -> None:
-    """Raises InvalidInput for anything but a mode or None."""
-    if mode is not None and mode not in MODES:
-        raise InvalidInput(f"mode={mode!r}; pass one of {', '.join(map(repr, MODES))}.")
+def named(name: str, mode: str | None = None) -> Family:
+    """The family of a name that the caller gave.
 
-
-def _named(name: str, mode: str | None) -> Family:
+    Raises:
+        InvalidInput: There is none, or it does not belong to `mode`.
+    """
     known = {family.name: family for family in families()}
     if name not in known:
         raise InvalidInput(f"family={name!r} is unknown; tamis.list_families() names {', '.join(known)}.")

@@ -1,0 +1,101 @@
+"""`TamisRerank`: a document compressor that puts the best documents first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, TypedDict
+
+from langchain_core.callbacks import Callbacks
+from langchain_core.documents import BaseDocumentCompressor, Document
+from langchain_core.runnables import RunnableLambda
+from pydantic import ValidationInfo, field_validator
+
+from langchain_tamis.model import TamisModel
+from tamis.reranker import Cut
+from tamis.types import Ranking
+
+CUTS = tuple(field.name for field in fields(Cut))
+SCORE = "relevance_score"  # the key that LangChain's other rerankers use, and that tracers look for
+
+
+class _Request(TypedDict):
+    query: str
+    documents: list[Document]
+
+
+class TamisRerank(TamisModel, BaseDocumentCompressor):
+    """Reranks documents with Tamis; any number of threads and event loops may share an instance.
+
+    The fields are the arguments of `tamis.load` and of `tamis.Reranker.rank`, or a loaded `reranker=` instead of the
+    former. The model reads `page_content`. What comes back are copies, best first, with the score in
+    `metadata["relevance_score"]`, a float in [0, 1].
+
+    Attributes:
+        top_n: Keep this many documents at most; all if None.
+        min_score: Keep only documents with at least this score.
+        max_tokens: Keep the longest run of best documents whose texts have at most this many tokens.
+        tokenizer: What `max_tokens` counts with; see `tamis.budget.token_counter`.
+    """
+
+    top_n: int | None = None
+    min_score: float | None = None
+    max_tokens: int | None = None
+    tokenizer: Any = None
+
+    @field_validator(*CUTS, mode="before")
+    @classmethod
+    def _check_cut(cls, value: Any, info: ValidationInfo) -> Any:
+        Cut(**{str(info.field_name): value})
+        return value
+
+    def compress_documents(
+        self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
+    ) -> list[Document]:
+        """Copies of the documents, best first.
+
+        Args:
+            documents: Any number of documents, which are left as they are.
+            query: The question.
+            callbacks: Whom to tell; the work is a run of its own under theirs.
+
+        Raises:
+            tamis.TamisError: Loading or scoring failed; the message says why.
+        """
+        request = _Request(query=query, documents=list(documents))
+        return self._traced().invoke(request, config={"callbacks": callbacks})
+
+    async def acompress_documents(
+        self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
+    ) -> list[Document]:
+        """As `compress_documents`, from any event loop, without blocking it. Cancelling withdraws the request."""
+        request = _Request(query=query, documents=list(documents))
+        return await self._traced().ainvoke(request, config={"callbacks": callbacks})
+
+    def _traced(self) -> RunnableLambda[_Request, list[Document]]:
+        return RunnableLambda(self._rank, afunc=self._arank, name="TamisRerank")
+
+    def _rank(self, request: _Request) -> list[Document]:
+        reranker = self.load()
+        ranking = reranker.rank(request["query"], _texts(request), **self._cut())
+        return _scored(request["documents"], ranking)
+
+    async def _arank(self, request: _Request) -> list[Document]:
+        reranker = await self.aload()
+        ranking = await reranker.arank(request["query"], _texts(request), **self._cut())
+        return _scored(request["documents"], ranking)
+
+    def _cut(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in CUTS}
+
+
+def _texts(request: _Request) -> list[str]:
+    return [document.page_content for document in request["documents"]]
+
+
+def _scored(documents: list[Document], ranking: Ranking) -> list[Document]:
+    return [_with_score(documents[hit.index], float(hit.score)) for hit in ranking]
+
+
+def _with_score(document: Document, score: float) -> Document:
+    return document.model_copy(update={"metadata": {**document.metadata, SCORE: score}})

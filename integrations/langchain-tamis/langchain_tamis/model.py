@@ -1,0 +1,90 @@
+"""What the two adapters share: the fields that say which reranker, and its loading on first use."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, field_validator
+from pydantic.json_schema import SkipJsonSchema
+
+import tamis
+from tamis.lazy import LazyReranker
+from tamis.long_documents import LongDocuments
+from tamis.options import CACHE_BYTES, Attention, Head, LoadOptions
+
+OPTIONS = tuple(field.name for field in fields(LoadOptions))
+
+
+class TamisModel(BaseModel):
+    """The arguments of `tamis.load`, which is called on first use, or a loaded reranker.
+
+    Attributes:
+        reranker: A loaded reranker, which is used instead of loading one. Dumps and pickles leave it out; where no
+            other field names a model, an unpickled adapter raises `tamis.InvalidInput` on first use.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        validate_assignment=True,
+        arbitrary_types_allowed=True,
+        protected_namespaces=(),
+    )
+
+    model: str | Path | None = None
+    mode: str | None = None
+    family: str | None = None
+    num_layers: int | None = None
+    device: str | None = None
+    dtype: str = "auto"
+    max_length: int | None = None
+    dim: int | tuple[int, ...] | None = None
+    layer: int | tuple[int, ...] | None = None
+    instruction: str | None = None
+    long_documents: LongDocuments = "truncate"
+    batch_tokens: int | None = None
+    attention: Attention = "auto"
+    revision: str | None = None
+    head: Head = "require"
+    trust_remote_code: bool = False
+    cache_bytes: int = CACHE_BYTES
+    reranker: SkipJsonSchema[tamis.Reranker | None] = Field(default=None, exclude=True, repr=False)
+
+    _lazy: LazyReranker = PrivateAttr(default_factory=lambda: LazyReranker(tamis.load, {}))
+    _reranker_lost: bool = PrivateAttr(default=False)
+
+    @field_validator(*OPTIONS, mode="before")
+    @classmethod
+    def _check_option(cls, value: Any, info: ValidationInfo) -> Any:
+        LoadOptions(**{str(info.field_name): value})
+        return value
+
+    def load(self) -> tamis.Reranker:
+        """The reranker, loaded if it is not yet: to warm up before the first request, or to read its `stats()`.
+
+        Raises:
+            tamis.TamisError: What `tamis.load` raises.
+            tamis.InvalidInput: The instance was unpickled, and the reranker that it had been given is gone.
+        """
+        return self.reranker or self._loader().get()
+
+    async def aload(self) -> tamis.Reranker:
+        """As `load`, without loading on the event loop's thread."""
+        return self.reranker or await self._loader().aget()
+
+    def _loader(self) -> LazyReranker:
+        if self._reranker_lost and self.model is None and self.mode is None and self.family is None:
+            raise tamis.InvalidInput(
+                f"This {type(self).__name__} was unpickled, and the reranker= that it had been given does not travel "
+                "in pickles. Set its reranker= again, or construct it with model=, which is loaded where it is used."
+            )
+        self._lazy = self._lazy.over({name: getattr(self, name) for name in ("model", *OPTIONS)})
+        return self._lazy
+
+    def __getstate__(self) -> dict[Any, Any]:
+        state = super().__getstate__()
+        if self.reranker is not None:
+            state["__dict__"] = {**state["__dict__"], "reranker": None}
+            state["__pydantic_private__"] = {**state["__pydantic_private__"], "_reranker_lost": True}
+        return state

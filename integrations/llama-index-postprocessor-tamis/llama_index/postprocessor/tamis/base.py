@@ -1,0 +1,276 @@
+"""`TamisRerank`: a LlamaIndex node postprocessor over `tamis.Reranker`, which decides what is kept in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from llama_index.core.bridge.pydantic import (
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationInfo,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
+from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
+from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
+from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
+from pydantic.json_schema import SkipJsonSchema
+
+import tamis
+from tamis.lazy import LazyReranker
+from tamis.long_documents import LongDocuments
+from tamis.options import CACHE_BYTES, Attention, Head, LoadOptions
+
+dispatcher = get_dispatcher(__name__)
+
+RETRIEVAL_SCORE = "retrieval_score"
+
+_CHECKED = (  # what LoadOptions can judge one by one
+    "num_layers",
+    "max_length",
+    "dim",
+    "layer",
+    "instruction",
+    "long_documents",
+    "batch_tokens",
+    "attention",
+    "head",
+    "cache_bytes",
+)
+_LOAD = ("model", "mode", "family", "device", "dtype", "revision", "trust_remote_code", *_CHECKED)
+_RANK = ("top_n", "min_score", "max_tokens", "tokenizer")
+
+Count = Annotated[int, Field(ge=1, strict=True)]
+
+
+class TamisRerank(BaseNodePostprocessor):
+    """Reranks nodes with a Tamis model.
+
+    The fields are the arguments of `tamis.load` and of `tamis.Reranker.rank`, and a few that say how nodes are read
+    and written. The model is loaded by the first call, never before; what is loaded is shared by copies, and its
+    engine by every other `TamisRerank` of the same checkpoint. Fields may be assigned: the next call goes by them.
+
+    Calls change neither the nodes nor this object. Each returns new `NodeWithScore` objects, best first, whose score
+    is a float in [0, 1]; they share their nodes with the input. A node is scored whatever is in it: one without text
+    in `metadata_mode` is an empty passage.
+
+    Two engines that share one instance also share its `callback_manager`, which LlamaIndex assigns: the last one
+    wins. Give each engine an instance of its own; they cost nothing, the model is loaded once.
+
+    Every call sends `ReRankStartEvent`, and `ReRankEndEvent` after it however it ends; where the reranker raised or the
+    call was cancelled, the latter has no nodes. A call that is refused (no query), that has nothing to rank, or whose
+    model cannot be loaded sends neither.
+
+    Raises:
+        tamis.InvalidInput: No query, or an argument that means nothing to the model. It is a `ValueError`.
+        tamis.TamisError: From the first call: the model cannot be loaded, as `tamis.load` says.
+    """
+
+    model_config = ConfigDict(
+        arbitrary_types_allowed=True, extra="forbid", validate_assignment=True, protected_namespaces=()
+    )
+
+    model: str | Path | None = Field(
+        default=None, description="Hub id or local folder; None is the embedded model, which needs no network."
+    )
+    mode: str | None = Field(default=None, description="As in tamis.load; read from the checkpoint if None.")
+    family: str | None = Field(default=None, description="One of tamis.list_families(); read from the checkpoint.")
+    num_layers: int | None = Field(default=None, description="Keep only the first n layers of a deeper model.")
+    device: str | None = Field(default=None, description='"cpu", "cuda:0", ...; the first CUDA device, else the CPU.')
+    dtype: str = Field(default="auto", description='"auto", "float32", "bfloat16" or "float16".')
+    max_length: int | None = Field(default=None, description="Tokens read of query and passage together.")
+    dim: int | Sequence[int] | None = Field(
+        default=None, description="bi-encoder: leading dimensions that are compared; a growing list is a funnel."
+    )
+    layer: int | Sequence[int] | None = Field(default=None, description="Layerwise models: the layer that scores.")
+    instruction: str | None = Field(default=None, description="Put before the query, instead of the model's own.")
+    long_documents: LongDocuments = Field(
+        default="truncate", description="What is done with a passage that does not fit the model."
+    )
+    batch_tokens: int | None = Field(default=None, description="What one batch may cost; chosen for the device.")
+    attention: Attention = Field(default="auto", description='"auto" packs without padding; "padded" never does.')
+    revision: str | None = Field(default=None, description="Branch, tag or commit of a hub id.")
+    head: Head = Field(default="require", description='"require" refuses a checkpoint without a trained head.')
+    trust_remote_code: bool = Field(default=False, description="Run Python code that the checkpoint brings along.")
+    cache_bytes: int = Field(default=CACHE_BYTES, description="bi-encoder: memory for passage vectors between calls.")
+
+    top_n: Count | None = Field(default=None, description="Keep this many nodes at most; None is no limit.")
+    min_score: float | None = Field(
+        default=None, ge=0, le=1, allow_inf_nan=False, description="Keep only nodes with at least this score."
+    )
+    max_tokens: Count | None = Field(
+        default=None, description="Keep the longest run of best nodes whose texts have at most this many tokens."
+    )
+    tokenizer: Any = Field(
+        default=None,
+        description="What max_tokens counts with, as in Reranker.rank. Only a name is kept in dumps.",
+    )
+
+    metadata_mode: MetadataMode = Field(
+        default=MetadataMode.EMBED, description="Which metadata the model reads with a node's text."
+    )
+    keep_retrieval_score: bool = Field(
+        default=False,
+        description="Return copies of the nodes with the score they came with in metadata['retrieval_score'], which "
+        "neither prompts nor embeddings show. A value that is there already stays.",
+    )
+    reranker: SkipJsonSchema[tamis.Reranker | None] = Field(
+        default=None,
+        exclude=True,
+        description="A loaded reranker, used instead of loading one. Neither dumps nor pickles hold it: what is "
+        "restored loads what model, mode or family say, or asks for a reranker.",
+    )
+    needs_reranker: bool = Field(
+        default=False, description="Set in what is restored from the dump or pickle of an instance with a reranker."
+    )
+
+    _lazy: LazyReranker = PrivateAttr()
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Prepares the load, and loads nothing."""
+        super().model_post_init(context)
+        self._lazy = LazyReranker(tamis.load, self._fields(_LOAD))
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The name in dumps."""
+        return "TamisRerank"
+
+    # -- ranking ----------------------------------------------------------------------------------------------------
+
+    def _postprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        query = _checked(nodes, query_bundle)
+        if not nodes:
+            return []
+        reranker = self.reranker or self._loader().get()
+        with self._reported(reranker.model, nodes, query) as ranked:
+            ranking = reranker.rank(query.query_str, self._texts(nodes), **self._fields(_RANK))
+            ranked += self._rescored(nodes, ranking)
+        return ranked
+
+    @dispatcher.span  # the base class does this for abstract methods only
+    async def _apostprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        query = _checked(nodes, query_bundle)
+        if not nodes:
+            return []
+        reranker = self.reranker or await self._loader().aget()
+        with self._reported(reranker.model, nodes, query) as ranked:
+            ranking = await reranker.arank(query.query_str, self._texts(nodes), **self._fields(_RANK))
+            ranked += self._rescored(nodes, ranking)
+        return ranked
+
+    def _loader(self) -> LazyReranker:
+        if self.needs_reranker and self.model is self.mode is self.family is None:
+            raise tamis.InvalidInput(
+                "This TamisRerank was restored from a dump or a pickle of one that was made with reranker=, which "
+                "neither can hold. Assign its reranker, or make it with model=, mode= or family= beside reranker=."
+            )
+        self._lazy = self._lazy.over(self._fields(_LOAD))
+        return self._lazy
+
+    def _texts(self, nodes: list[NodeWithScore]) -> list[str]:
+        return [node.node.get_content(metadata_mode=self.metadata_mode) for node in nodes]
+
+    def _rescored(self, nodes: list[NodeWithScore], ranking: tamis.Ranking) -> list[NodeWithScore]:
+        return [self._source(nodes[hit.index]).model_copy(update={"score": float(hit.score)}) for hit in ranking]
+
+    def _source(self, node: NodeWithScore) -> NodeWithScore:
+        """The node as it is returned but for its score."""
+        inner = node.node
+        if not self.keep_retrieval_score or RETRIEVAL_SCORE in inner.metadata:
+            return node
+        score = None if node.score is None else float(node.score)  # other postprocessors assign numpy's
+        update = {
+            "metadata": {**inner.metadata, RETRIEVAL_SCORE: score},
+            "excluded_llm_metadata_keys": [*inner.excluded_llm_metadata_keys, RETRIEVAL_SCORE],
+            "excluded_embed_metadata_keys": [*inner.excluded_embed_metadata_keys, RETRIEVAL_SCORE],
+        }
+        return node.model_copy(update={"node": inner.model_copy(update=update)})
+
+    @contextmanager
+    def _reported(self, model: str, nodes: list[NodeWithScore], query: QueryBundle) -> Iterator[list[NodeWithScore]]:
+        """Sends both kinds of events around a ranking; what is put into the list that it yields is the outcome.
+
+        They are sent from the caller's thread: a worker of the engine knows nothing of the caller's span.
+        """
+        ranked: list[NodeWithScore] = []
+        limit = len(nodes) if self.top_n is None else self.top_n  # the event takes an int only
+        payload: dict[str, Any] = {
+            EventPayload.NODES: nodes,
+            EventPayload.MODEL_NAME: model,
+            EventPayload.QUERY_STR: query.query_str,
+            EventPayload.TOP_K: limit,
+        }
+        with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
+            dispatcher.event(ReRankStartEvent(query=query, nodes=nodes, top_n=limit, model_name=model))
+            try:
+                yield ranked
+            finally:
+                dispatcher.event(ReRankEndEvent(nodes=ranked))
+            event.on_end(payload={EventPayload.NODES: ranked})
+
+    # -- checking, dumping, copying ---------------------------------------------------------------------------------
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_class_name(cls, data: Any) -> Any:
+        """Takes what `model_dump` gives, which has the class's name in it."""
+        return {k: v for k, v in data.items() if k != "class_name"} if isinstance(data, dict) else data
+
+    @field_validator(*_CHECKED, mode="before")
+    @classmethod
+    def _checked_by_the_core(cls, value: Any, info: ValidationInfo) -> Any:
+        LoadOptions(**{str(info.field_name): value})
+        return value
+
+    @field_validator("callback_manager", mode="before")
+    @classmethod
+    def _never_none(cls, value: Any) -> Any:
+        return CallbackManager() if value is None else value
+
+    @field_serializer("model")
+    def _as_text(self, value: str | Path | None) -> str | None:
+        return None if value is None else str(value)
+
+    @field_serializer("tokenizer")
+    def _name_only(self, value: Any) -> str | None:
+        return value if isinstance(value, str) else None
+
+    @field_serializer("needs_reranker")
+    def _remembered(self, value: bool) -> bool:
+        return value or self.reranker is not None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Of a copy: the base class deletes what cannot be pickled from the very dict of the object.
+        update = {"reranker": None, "needs_reranker": self._remembered(self.needs_reranker)}
+        return super(TamisRerank, self.model_copy(update=update)).__getstate__()
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        memo = {} if memo is None else memo
+        for shared in (self.callback_manager, self.tokenizer):  # handlers are where events go, and may hold locks
+            memo[id(shared)] = shared
+        return super().__deepcopy__(memo)
+
+    def _fields(self, names: Sequence[str]) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in names}
+
+
+def _checked(nodes: list[NodeWithScore], query: QueryBundle | None) -> QueryBundle:
+    if query is None:
+        raise tamis.InvalidInput("A reranker needs the query: pass query_bundle= or query_str= beside the nodes.")
+    for index, node in enumerate(nodes):
+        if not isinstance(node, NodeWithScore):
+            what = type(node).__name__
+            raise tamis.InvalidInput(f"Node {index} is a {what}; wrap it: NodeWithScore(node=...).")
+    return query

@@ -1,0 +1,51 @@
+"""The command `tamis`: results go to standard output, everything else to standard error.
+
+Exit codes: 0, done; 2, something is wrong with what was asked for, and one line on standard error says what; 130,
+interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from tamis import __version__
+from tamis.cli import models, rank
+from tamis.cli.output import say
+from tamis.errors import TamisError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: The arguments after the program's name; those of the process if None.
+
+    Returns:
+        The exit code.
+    """
+    arguments = _parser().parse_args(argv)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without Unicode still gets its results
+    try:
+        arguments.run(arguments)
+        sys.stdout.flush()
+    except TamisError as error:
+        say(f"error: {error}")
+        return 2
+    except BrokenPipeError:  # the reader has seen enough, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="tamis", description="Reranking: the passages that answer a question first.")
+    parser.add_argument("--version", action="version", version=f"tamis {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    rank.add_command(commands)
+    models.add_command(commands)
+    return parser

@@ -1,0 +1,59 @@
+"""`tamis models`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from tamis.checkpoint import EMBEDDED, Checkpoint
+from tamis.cli.output import show, write_json
+from tamis.errors import MissingExtra
+from tamis.families import Family, families
+from tamis.options import MODES
+
+SUMMARY = "what can be loaded, and which model is embedded"
+
+
+def add_command(commands: Any) -> None:
+    """Adds `models` to argparse's subparsers."""
+    parser = commands.add_parser("models", help=SUMMARY, description=f"Tell {SUMMARY}.")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Writes the families, the modes and the state of the embedded model."""
+    path: str | None = None
+    try:
+        path = str(Checkpoint.embedded().root)
+        state = f"installed in {path}"
+    except MissingExtra as error:
+        state = f"not installed. {error}"
+    if arguments.json:
+        embedded = {"model": EMBEDDED, "installed": path is not None, "path": path}
+        write_json({"modes": MODES, "families": [_as_json(family) for family in families()], "embedded": embedded})
+    else:
+        _show(f"modes: {', '.join(MODES)}", f"embedded: {EMBEDDED}, {state}")
+
+
+def _as_json(family: Family) -> dict[str, Any]:
+    return {
+        "name": family.name,
+        "mode": family.mode,
+        "checkpoints": family.summary,
+        "score": family.score,
+        "hub_ids": sorted(family.hub_ids),
+    }
+
+
+def _show(*notes: str) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 1, 0))
+    table.add_column("family, mode", no_wrap=True)
+    table.add_column("checkpoints, score")
+    for family in families():
+        name = Text.assemble((family.name, "cyan"), f"\n{family.mode}")
+        table.add_row(name, Text(f"{family.summary}\nscore: {family.score}"))
+    show(table, "", *(Text(note, overflow="fold") for note in notes))

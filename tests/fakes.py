@@ -1,0 +1,80 @@
+"""Fakes below the two seams: a scorer for the policy, a runner for the engine."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+import torch
+
+from tamis.engine.sequences import Tokens
+from tamis.scorers.base import Scores
+from tamis.scores import sigmoid
+
+
+class FakeScorer:
+    """Gives the logits that a function of (query, passage) returns."""
+
+    model = "fake"
+    mode = "cross-encoder"
+    count_tokens = staticmethod(lambda text: len(text.split()))
+
+    def __init__(self, logit: Callable[[str, str], float] = lambda query, passage: float(len(passage))) -> None:
+        self.logit = logit
+        self.closed = 0
+        self.gate: Future[None] | None = None
+
+    def steps(self, query: str, passages: Sequence[str]) -> Any:
+        """Waits for the gate, if there is one, as for an engine."""
+        yield [] if self.gate is None else [self.gate]
+        logits = np.array([self.logit(query, passage) for passage in passages], dtype=np.float64)
+        return Scores(logits, np.zeros(len(passages), dtype=np.bool_), tokens=len(passages))
+
+    def to_score(self, logit: float) -> float:
+        return sigmoid(logit)
+
+    def stats(self) -> Mapping[str, Any]:
+        return {}
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class FakeRunner:
+    """Returns each sequence's sum. Raises what it is told to, and out-of-memory above a number of tokens."""
+
+    padded = False
+
+    def __init__(self, fits: int = 10**9) -> None:
+        self.fits = fits
+        self.batches: list[list[int]] = []
+        self.threads: set[str] = set()
+        self.go = threading.Event()
+        self.go.set()
+        self.started = threading.Event()
+        self.freed = False
+
+    def run(self, batch: Sequence[Tokens]) -> Any:
+        self.started.set()
+        assert self.go.wait(20)
+        self.threads.add(threading.current_thread().name)
+        if sum(map(len, batch)) > self.fits:
+            raise torch.OutOfMemoryError("no room")
+        self.batches.append([len(tokens) for tokens in batch])
+        for tokens in batch:
+            if tokens.ids[0] == -1:
+                raise RuntimeError("poisoned")
+        return np.array([[tokens.ids.sum()] for tokens in batch], dtype=np.float32)
+
+    def free(self) -> None:
+        self.freed = True
+
+
+def sequence(length: int, first: int = 1) -> Tokens:
+    """A sequence of ones whose first id is `first`."""
+    ids = np.ones(length, dtype=np.int32)
+    ids[0] = first
+    return Tokens(ids)

@@ -1,0 +1,130 @@
+"""Cutting, windows and refusal, and what a hit says of it."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tamis
+import tiny
+from tamis.long_documents import OVERLAP, windows
+
+QUERY = "how is a zip archive read?"
+NEEDLE = "A zip archive is read with the zipfile module"
+
+
+@given(length=st.integers(0, 3000), room=st.integers(1, 600))
+def test_windows_cover_the_text(length, room):
+    spans = windows(length, room)
+    assert spans[0].start == 0
+    assert spans[-1].stop == length
+    assert all(0 <= span.stop - span.start <= room for span in spans)
+    for before, after in pairwise(spans):
+        assert before.start < after.start <= before.stop
+        if after is not spans[-1] and room >= 8:
+            assert before.stop - after.start == min(OVERLAP, room // 4)
+
+
+def test_truncation_reads_the_beginning_and_says_so(classifier):
+    folder = classifier("bert")
+    long = tiny.text(2000, 1)
+    with tamis.load(folder, dtype="float32", max_length=128) as reranker:
+        ranking = reranker.rank(QUERY, [long, "short", " ".join(long.split()[:600]) + " another end"])
+    assert {hit.index: hit.truncated for hit in ranking} == {0: True, 1: False, 2: True}
+    by_index = {hit.index: hit.logit for hit in ranking}
+    assert by_index[0] == pytest.approx(by_index[2], abs=1e-5)
+    assert ranking.usage.tokens < 2 * 128 + 40
+
+
+def test_max_window_is_the_best_of_windows_scored_apart(classifier):
+    from transformers import AutoTokenizer
+
+    folder = classifier("bert")
+    long = tiny.text(900, 2)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    asked = tokenizer.encode(QUERY, add_special_tokens=False)
+    ids = tokenizer.encode(long, add_special_tokens=False)
+    room = 128 - len(asked) - 3
+    texts = [tokenizer.decode(ids[span]) for span in windows(len(ids), room)]
+    with (
+        tamis.load(folder, dtype="float32", max_length=128) as plain,
+        tamis.load(folder, dtype="float32", max_length=128, long_documents="max_window") as reranker,
+    ):
+        apart = plain.logits(QUERY, texts)
+        ranking = reranker.rank(QUERY, ["short", long, ""])
+        assert reranker.logits(QUERY, ["short"]) == pytest.approx(plain.logits(QUERY, ["short"]), abs=1e-5)
+    found = {hit.index: hit for hit in ranking}
+    assert len(texts) > 5
+    # decoding and encoding again may move a piece at a window's border
+    assert found[1].logit == pytest.approx(max(apart), abs=0.05 * np.ptp(apart))
+    assert not any(hit.truncated for hit in ranking)
+
+
+def test_windows_find_what_truncation_misses(embedded):
+    haystack = " ".join(["The garden was quiet and the rain fell on the roof."] * 120)
+    late = haystack + " " + NEEDLE + ". " + haystack
+    with tamis.load(dtype="float32", long_documents="max_window") as windowed:
+        gain = windowed.logits(QUERY, [late])[0] - embedded.logits(QUERY, [late])[0]
+        assert not windowed.rank(QUERY, [late])[0].truncated
+    assert gain > 0.1
+    assert embedded.rank(QUERY, [late])[0].truncated
+
+
+def test_error_refuses_and_names_the_passage(classifier):
+    with tamis.load(classifier("bert"), dtype="float32", max_length=64, long_documents="error") as reranker:
+        assert len(reranker.logits(QUERY, ["fits"])) == 1
+        with pytest.raises(tamis.InputTooLong, match="Passage 301 "):
+            reranker.rank(QUERY, ["fits"] * 301 + [tiny.text(100)])
+        with pytest.raises(tamis.InputTooLong, match="query"):
+            reranker.rank(tiny.text(100), ["fits"])
+
+
+def test_a_long_query(classifier):
+    long = tiny.text(300, 4)
+    with tamis.load(classifier("bert"), dtype="float32", max_length=96) as reranker:
+        ranking = reranker.rank(long, ["short", tiny.text(60, 5)])
+        assert all(hit.truncated for hit in ranking)
+        assert ranking.usage.tokens == 2 * 96
+    with (
+        tamis.load(classifier("bert"), dtype="float32", max_length=96, long_documents="max_window") as reranker,
+        pytest.raises(tamis.InputTooLong, match="query"),
+    ):
+        reranker.rank(long, ["short"])
+
+
+def test_a_query_gives_way_only_where_the_pair_is_too_long(classifier):
+    query = tiny.text(30, 4)  # more than three quarters of the room, with a short passage it still fits
+    with tamis.load(classifier("bert"), dtype="float32") as whole:
+        tokens = whole.rank(query, ["a"]).usage.tokens
+        expected = whole.logits(query, ["a"])
+    with tamis.load(classifier("bert"), dtype="float32", max_length=tokens) as tight:
+        ranking = tight.rank(query, ["a", tiny.text(50, 6)])
+        assert tight.logits(query, ["a"]) == pytest.approx(expected, abs=1e-5)
+    assert {hit.index: hit.truncated for hit in ranking} == {0: False, 1: True}
+
+
+def test_ten_megabytes_in_one_passage(embedded, classifier):
+    giants = ["word " * 2_000_000, "x" * 10_000_000, " " * 10_000_000, "word " * 500_000 + "end"]
+    ranking = embedded.rank(QUERY, [*giants, NEEDLE])
+    assert ranking[0].index == 4
+    assert {hit.index for hit in ranking if hit.truncated} == {0, 3}  # one word of any length is one unknown token
+    for name in ("roberta", "xlm-roberta"):
+        with tamis.load(classifier(name), dtype="float32") as reranker:
+            assert {hit.index for hit in reranker.rank(QUERY, giants[:2]) if hit.truncated} == {0, 1}
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "xlm-roberta"])
+def test_the_head_of_a_long_text_has_the_same_tokens(classifier, name):
+    from transformers import AutoTokenizer
+
+    from tamis.tokenizing import TextTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(classifier(name))
+    text = tiny.text(20_000, 7)
+    whole = tokenizer.encode(text, add_special_tokens=False)
+    for limit in (1, 50, 500):
+        assert TextTokenizer(tokenizer).encode([text], limit=limit)[0].tolist() == whole[: limit + 1]

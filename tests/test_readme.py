@@ -1,0 +1,27 @@
+"""The README's Python runs as printed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
+def test_python_blocks_run(block, capsys):
+    exec(compile(block, "README.md", "exec"), {})
+    assert "zipfile" in capsys.readouterr().out.splitlines()[0]
+
+
+def test_commands_are_targets_and_files():
+    text = (ROOT / "README.md").read_text()
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"\bmake (\w+)", text):
+        assert f"\n{target}:" in makefile
+    for link in re.findall(r"\]\(([^)h][^)]*)\)", text):
+        assert (ROOT / link).exists(), link
+    assert len(BLOCKS) == 3
