@@ -95,6 +95,8 @@ def measure(
                 console.print(f"left out: {rival.name} ({error})", style="yellow")
                 continue
             ready.append((run, Result(rival.name, rival.rate, run())))
+    if not ready or ready[0][1].name != BASELINE:
+        raise SystemExit("The baseline is missing: pip install sentence-transformers")
     rates: dict[str, list[float]] = {name: [] for name in machine.DTYPES}
     for turn in range(rounds):
         with console.status(f"round {turn + 1} of {rounds}"):

@@ -34,7 +34,7 @@ from stdlib_corpus import Entry, FirstStage, read_corpus
 import langchain_tamis
 from llama_index.postprocessor import tamis as llama_index_tamis
 
-FETCHED = 50  # by BM25, for each question: no reranker finds what is not among them
+FETCHED = 100  # by BM25, for each question: no reranker finds what is not among them
 SHOWN = 5  # after reranking: what a generator would read
 SMALLEST_CORPUS = 2000
 
