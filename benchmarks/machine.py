@@ -79,7 +79,8 @@ def _cpu_model() -> str:
 
 def _bfloat16() -> list[str]:
     """Which of the processor's bfloat16 instructions torch sees."""
-    return [name for name, has in torch.cpu.get_capabilities().items() if "bf16" in name and has]
+    features = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return [name for name, has in features.items() if "bf16" in name and has]
 
 
 def _version(name: str) -> str | None:

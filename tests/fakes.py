@@ -25,11 +25,14 @@ class FakeScorer:
     def __init__(self, logit: Callable[[str, str], float] = lambda query, passage: float(len(passage))) -> None:
         self.logit = logit
         self.closed = 0
-        self.gate: Future[None] | None = None
+        self.gated = False
+        self.gates: list[Future[None]] = []  # one for each request, as an engine's tickets are
 
     def steps(self, query: str, passages: Sequence[str]) -> Any:
-        """Waits for the gate, if there is one, as for an engine."""
-        yield [] if self.gate is None else [self.gate]
+        """Waits at a gate of its own if `gated`, as for an engine."""
+        gate: Future[None] = Future()
+        self.gates.append(gate)
+        yield [gate] if self.gated else []
         logits = np.array([self.logit(query, passage) for passage in passages], dtype=np.float64)
         return Scores(logits, np.zeros(len(passages), dtype=np.bool_), tokens=len(passages))
 

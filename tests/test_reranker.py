@@ -6,7 +6,7 @@ import asyncio
 import copy
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
@@ -189,7 +189,7 @@ def test_a_sync_call_inside_a_running_loop(embedded):
 
 async def test_waiting_never_holds_the_loop():
     scorer = FakeScorer()
-    scorer.gate = Future()
+    scorer.gated = True
     reranker = Reranker(scorer)
     worst = 0.0
 
@@ -201,7 +201,12 @@ async def test_waiting_never_holds_the_loop():
             worst = max(worst, time.perf_counter() - start - 0.005)
 
     beating = asyncio.create_task(heartbeat())
-    threading.Timer(0.5, scorer.gate.set_result, [None]).start()
+
+    def open_all():
+        for gate in scorer.gates:
+            gate.set_result(None)
+
+    threading.Timer(0.5, open_all).start()
     rankings = await asyncio.gather(*(reranker.arank("q", ["a", "bb"]) for _ in range(50)))
     beating.cancel()
     assert all(ranking[0].index == 1 for ranking in rankings)
@@ -223,7 +228,7 @@ async def test_cancelling_withdraws(classifier):
 
 def test_close_wakes_whoever_waits():
     scorer = FakeScorer()
-    scorer.gate = Future()
+    scorer.gated = True
     reranker = Reranker(scorer)
     with ThreadPoolExecutor(4) as pool:
         waiting = [pool.submit(reranker.rank, "q", ["a"]) for _ in range(2)]

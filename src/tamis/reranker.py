@@ -304,11 +304,16 @@ class Reranker:
         return Closed(f"This reranker ({self.model}) was closed. Load it again with tamis.load().")
 
 
-def _checked(query: str, passages: Sequence[str | Passage]) -> list[Passage]:
+def check_query(query: str) -> None:
+    """Raises InvalidInput for what is no question: another type, or nothing but white space."""
     if not isinstance(query, str):
         raise InvalidInput(f"The query is a {type(query).__name__}; pass a str.")
     if not query.strip():
         raise InvalidInput("The query is empty; pass the question that the passages should answer.")
+
+
+def _checked(query: str, passages: Sequence[str | Passage]) -> list[Passage]:
+    check_query(query)
     if isinstance(passages, str | bytes | Passage | Mapping) or not isinstance(passages, Iterable):
         raise InvalidInput(f"passages is a {type(passages).__name__}; pass a list of str or tamis.Passage.")
     given = []

@@ -13,8 +13,8 @@ from tamis import load
 from tamis.cli.output import one_line, say, show, status, write_json
 from tamis.errors import InvalidInput
 from tamis.long_documents import POLICIES
-from tamis.options import MODES
-from tamis.reranker import Cut
+from tamis.options import DTYPES, MODES
+from tamis.reranker import Cut, check_query
 from tamis.types import Hit, Passage, Ranking
 
 WIDEST_PLACE = 26  # columns for where a passage stands, so that in 80 there is room for its text
@@ -48,7 +48,7 @@ def add_command(commands: Any) -> None:
     add("--mode", choices=MODES, help="default: what the model's files say")
     add("--family", metavar="F", help="a name that `tamis models` shows (default: what the model's files say)")
     add("--dim", type=_dims, metavar="D", help="bi-encoder: leading dimensions, 64; or a funnel, 64,128,384")
-    add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="default: auto")
+    add("--dtype", choices=DTYPES, default="auto", help="default: auto")
     add("--device", metavar="D", help="cpu, cuda:0, ... (default: the first GPU, else cpu)")
     add("--max-length", type=int, metavar="N", help="tokens that the model reads of query and passage")
     add("--long-documents", choices=POLICIES, default="truncate", help="what does not fit (default: truncate)")
@@ -70,6 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
     """
     limits = {name: getattr(arguments, name) for name in LIMITS}
     Cut(**limits)
+    check_query(arguments.query)
     passages = [passage for file in arguments.files for passage in _passages(file, arguments.by)]
     if not passages:
         raise InvalidInput(f"There is no passage to rank: nothing but blank lines in {', '.join(arguments.files)}.")

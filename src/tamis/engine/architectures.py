@@ -30,11 +30,13 @@ class Architecture:
         head: Takes the classification model's head, in float32.
         positions_after_padding: Position ids start at `pad_token_id + 1` instead of 0.
         patch: Teaches an architecture that does not call transformers' attention interface to run packed.
+        bert_layers: Its layers have the shape of BERT's, and its head reads the first token of each sequence alone.
     """
 
     head: Callable[[Any], Readout]
     positions_after_padding: bool = False
     patch: Callable[[Any], None] | None = None
+    bert_layers: bool = False
 
     def first_position(self, config: Any) -> int:
         """The position id of a sequence's first token."""
@@ -82,12 +84,12 @@ def _eurobert(model: Any) -> Readout:
 
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "bert": Architecture(_pooler_and_classifier),
-    "roberta": Architecture(_classification_head, positions_after_padding=True),
-    "xlm-roberta": Architecture(_classification_head, positions_after_padding=True),
-    "camembert": Architecture(_classification_head, positions_after_padding=True),
+    "bert": Architecture(_pooler_and_classifier, bert_layers=True),
+    "roberta": Architecture(_classification_head, positions_after_padding=True, bert_layers=True),
+    "xlm-roberta": Architecture(_classification_head, positions_after_padding=True, bert_layers=True),
+    "camembert": Architecture(_classification_head, positions_after_padding=True, bert_layers=True),
     "distilbert": Architecture(_distilbert),
-    "electra": Architecture(_classification_head),
+    "electra": Architecture(_classification_head, bert_layers=True),
     "albert": Architecture(_albert),
     "modernbert": Architecture(_modernbert),
     "gte": Architecture(_pooler_and_classifier),

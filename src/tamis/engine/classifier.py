@@ -37,6 +37,7 @@ def classifier_runner(model: Any, architecture: Architecture | None, pad_id: int
     runner = Readable(encoder, head)
     difference = float(np.abs(runner.run(samples) - expected).max())
     if difference <= 10 * TOLERANCE[dtype] * max(1.0, float(np.abs(expected).max())):
+        encoder.tune(vocabulary, longest, first_only=architecture.bert_layers)
         return runner
     warnings.warn(
         f"The head of {type(model).__name__}, taken off, gives logits that differ from the whole model's by "

@@ -79,6 +79,7 @@ def _load(checkpoint: Checkpoint, options: LoadOptions, device: Any, dtype: Any)
 
     with torch.inference_mode():
         encoder.check(config.vocab_size, longest)
+        encoder.tune(config.vocab_size, longest, first_only=_poolings(checkpoint) == ("cls",))
     runner = Readable(encoder, readout(device))
     width = runner.run([probe(8, config.vocab_size, config)]).shape[1]
     engine = Engine(runner, options.batch_tokens or transformer.default_batch_tokens(device), checkpoint.name)
@@ -94,10 +95,10 @@ def _readout(checkpoint: Checkpoint) -> Callable[[Any], Any]:
     """
     from tamis.engine.pooling import POOLS
 
-    modules = list(checkpoint.modules[1:]) or [Module("Pooling", checkpoint.root, {"pooling_mode": "mean"})]
+    modules = checkpoint.modules[1:] or (Module("Pooling", checkpoint.root, {"pooling_mode": "mean"}),)
     if modules[0].kind != "Pooling":
         raise _unknown(checkpoint, modules[0].kind, "before pooling")
-    names = _pooling_modes(modules[0].config)
+    names = _poolings(checkpoint)
     if not set(names) <= set(POOLS):
         raise _unknown(checkpoint, f"Pooling {names}", "as its pooling")
     if modules[0].config.get("include_prompt") is False and any(
@@ -123,8 +124,9 @@ def _readout(checkpoint: Checkpoint) -> Callable[[Any], Any]:
     return on
 
 
-def _pooling_modes(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The new key `pooling_mode`, or the old ones, `pooling_mode_mean_tokens: true` and the like."""
+def _poolings(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """The new key `pooling_mode`, or the old ones, `pooling_mode_mean_tokens: true` and the like; mean by default."""
+    config: Mapping[str, Any] = checkpoint.modules[1].config if len(checkpoint.modules) > 1 else {}
     mode = config.get("pooling_mode")
     if mode is not None:
         return (mode,) if isinstance(mode, str) else tuple(mode)
