@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -47,9 +48,10 @@ class FakeScorer:
 
 
 class FakeRunner:
-    """Returns each sequence's sum. Raises what it is told to, and out-of-memory above a number of tokens."""
+    """Returns each sequence's length. Raises what it is told to, and out-of-memory above a number of tokens."""
 
     padded = False
+    survives_fork = True
 
     def __init__(self, fits: int = 10**9) -> None:
         self.fits = fits
@@ -70,14 +72,17 @@ class FakeRunner:
         for tokens in batch:
             if tokens.ids[0] == -1:
                 raise RuntimeError("poisoned")
-        return np.array([[tokens.ids.sum()] for tokens in batch], dtype=np.float32)
+        return np.array([[len(tokens)] for tokens in batch], dtype=np.float32)
 
     def free(self) -> None:
         self.freed = True
 
 
-def sequence(length: int, first: int = 1) -> Tokens:
-    """A sequence of ones whose first id is `first`."""
+_numbers = count(1)
+
+
+def sequence(length: int, first: int | None = None) -> Tokens:
+    """A sequence of ones whose first id is `first`, or a new number: no two are the same then."""
     ids = np.ones(length, dtype=np.int32)
-    ids[0] = first
+    ids[0] = next(_numbers) if first is None else first
     return Tokens(ids)

@@ -78,7 +78,7 @@ def test_a_change_that_makes_a_difference_is_taken_back(tmp_path):
 @needs_onednn
 def test_loads_use_it(classifier):
     with tamis.load(classifier("bert"), dtype="float32", device="cpu") as reranker:
-        body = reranker._scorer._lease.loaded.engine._runner._encoder.body
+        body = reranker._scorer._lease.loaded.engine._devices[0].runner._encoder.body
         assert isinstance(body.encoder.layer[0].attention.self.query, PrepackedLinear)
         assert isinstance(body.encoder.layer[0].intermediate.intermediate_act_fn, torch.nn.Identity)
         assert np.isfinite(reranker.logits("zip", ["a zip archive"])).all()

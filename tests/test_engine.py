@@ -31,7 +31,7 @@ def test_cut_covers_everything_once_within_the_budget(lengths, budget, padded):
 
 def test_rows_come_back_in_order_and_batches_are_even():
     runner = FakeRunner()
-    engine = Engine(runner, batch_tokens=64)
+    engine = Engine([runner], batch_tokens=64)
     lengths = [3, 50, 7, 30, 1, 64, 90, 12]
     rows = engine.submit([sequence(length) for length in lengths]).result(5)
     assert rows[:, 0].tolist() == lengths
@@ -45,7 +45,7 @@ def test_rows_come_back_in_order_and_batches_are_even():
 
 def test_requests_that_gather_share_batches():
     runner = FakeRunner()
-    engine = Engine(runner, batch_tokens=100)
+    engine = Engine([runner], batch_tokens=100)
     runner.go.clear()
     first = engine.submit([sequence(5)])
     assert runner.started.wait(5)
@@ -58,7 +58,7 @@ def test_requests_that_gather_share_batches():
 
 def test_out_of_memory_splits_and_is_remembered():
     runner = FakeRunner(fits=40)
-    engine = Engine(runner, batch_tokens=1000)
+    engine = Engine([runner], batch_tokens=1000)
     lengths = list(range(1, 31))
     assert engine.submit([sequence(length) for length in lengths]).result(5)[:, 0].tolist() == lengths
     assert max(map(sum, runner.batches)) <= 40
@@ -71,7 +71,7 @@ def test_out_of_memory_splits_and_is_remembered():
 
 
 def test_one_sequence_that_does_not_fit_is_an_error_of_its_own():
-    engine = Engine(FakeRunner(fits=40), batch_tokens=100)
+    engine = Engine([FakeRunner(fits=40)], batch_tokens=100)
     bad, good = engine.submit([sequence(41)]), engine.submit([sequence(8)])
     with pytest.raises(tamis.OutOfMemory, match="41 tokens"):
         bad.result(5)
@@ -79,19 +79,55 @@ def test_one_sequence_that_does_not_fit_is_an_error_of_its_own():
     engine.close()
 
 
-def test_another_runtime_error_is_not_taken_for_out_of_memory():
+def test_a_poisoned_sequence_fails_alone():
     runner = FakeRunner()
-    engine = Engine(runner, batch_tokens=100)
+    engine = Engine([runner], batch_tokens=1000)
+    runner.go.clear()
+    engine.submit([sequence(2)])
+    assert runner.started.wait(5)  # the others gather behind it
+    good = [engine.submit([sequence(length), sequence(length + 1)]) for length in range(3, 40, 2)]
+    bad = engine.submit([sequence(50), sequence(51, first=-1)])
+    runner.go.set()
     with pytest.raises(RuntimeError, match="poisoned"):
-        engine.submit([sequence(4, first=-1), sequence(3)]).result(5)
-    assert runner.batches == [[4, 3]]  # once, without a retry
+        bad.result(5)
+    assert [future.result(5).tolist() for future in good] == [[[n], [n + 1]] for n in range(3, 40, 2)]
+    assert engine.stats()["splits"] > 0
     assert engine.submit([sequence(4)]).result(5)[0, 0] == 4
+    engine.close()
+
+
+def test_another_runtime_error_is_not_taken_for_out_of_memory():
+    engine = Engine([FakeRunner()], batch_tokens=1000)
+    with pytest.raises(RuntimeError, match="poisoned"):
+        engine.submit([sequence(4, first=-1)]).result(5)
+    assert engine.stats()["out_of_memory"] == 0
+    assert engine.stats()["batch_tokens"] == 1000
+    engine.close()
+
+
+def test_a_model_that_always_raises_is_not_run_for_ever():
+    class Broken(FakeRunner):
+        def run(self, batch):
+            super().run(batch)
+            raise RuntimeError("broken")
+
+    runner = Broken()
+    engine = Engine([runner], batch_tokens=10_000)
+    runner.go.clear()
+    futures = [engine.submit([sequence(5)])]
+    assert runner.started.wait(5)
+    futures += [engine.submit([sequence(5)]) for _ in range(99)]
+    runner.go.set()
+    for future in futures:
+        with pytest.raises(RuntimeError, match="broken"):
+            future.result(5)
+    assert len(runner.batches) < 50
     engine.close()
 
 
 def test_a_withdrawn_request_is_not_run():
     runner = FakeRunner()
-    engine = Engine(runner, batch_tokens=100)
+    engine = Engine([runner], batch_tokens=100)
     runner.go.clear()
     running = engine.submit([sequence(5)])
     assert runner.started.wait(5)
@@ -108,7 +144,7 @@ def test_a_withdrawn_request_is_not_run():
 
 def test_close_rejects_whoever_waits():
     runner = FakeRunner()
-    engine = Engine(runner, batch_tokens=10)
+    engine = Engine([runner], batch_tokens=10)
     runner.go.clear()
     running = engine.submit([sequence(5), sequence(9)])
     assert runner.started.wait(5)
@@ -128,7 +164,7 @@ def test_close_rejects_whoever_waits():
 
 
 def test_no_sequences_no_batch():
-    engine = Engine(FakeRunner(), batch_tokens=10)
+    engine = Engine([FakeRunner()], batch_tokens=10)
     assert engine.submit([]).result(1).shape == (0, 0)
     engine.close()
 
@@ -138,8 +174,8 @@ def test_a_real_model_out_of_memory_gives_the_same_logits(classifier):
     with tamis.load(classifier("bert"), dtype="float32") as reranker:
         passages = ["zip " * n for n in range(1, 40)]
         expected = reranker.logits("zip", passages)
-        engine = reranker._scorer._lease.loaded.engine
-        run, seen = engine._runner.run, []
+        runner = reranker._scorer._lease.loaded.engine._devices[0].runner
+        run, seen = runner.run, []
 
         def tight(batch):
             tokens = sum(map(len, batch))
@@ -148,7 +184,7 @@ def test_a_real_model_out_of_memory_gives_the_same_logits(classifier):
             seen.append(tokens)
             return run(batch)
 
-        engine._runner.run = tight
+        runner.run = tight
         np.testing.assert_allclose(reranker.logits("zip", passages), expected, atol=1e-5)
         assert reranker.stats()["out_of_memory"] > 0
         assert max(seen) <= 120

@@ -10,6 +10,8 @@
 from tamis.errors import (
     Closed,
     CorruptCheckpoint,
+    DeadlineExceeded,
+    DeviceLost,
     InputTooLong,
     InvalidInput,
     InvalidScore,
@@ -17,6 +19,7 @@ from tamis.errors import (
     MissingExtra,
     ModelNotFound,
     OutOfMemory,
+    Overloaded,
     PickledWeights,
     RemoteCode,
     TamisError,
@@ -26,6 +29,7 @@ from tamis.errors import (
 from tamis.families import list_families
 from tamis.loading import load
 from tamis.reranker import Reranker
+from tamis.tenants import tenant
 from tamis.types import Hit, Passage, Ranking, Usage
 
 __version__ = "0.1.0"
@@ -33,6 +37,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Closed",
     "CorruptCheckpoint",
+    "DeadlineExceeded",
+    "DeviceLost",
     "Hit",
     "InputTooLong",
     "InvalidInput",
@@ -41,6 +47,7 @@ __all__ = [
     "MissingExtra",
     "ModelNotFound",
     "OutOfMemory",
+    "Overloaded",
     "Passage",
     "PickledWeights",
     "Ranking",
@@ -53,4 +60,5 @@ __all__ = [
     "__version__",
     "list_families",
     "load",
+    "tenant",
 ]

@@ -13,6 +13,9 @@ TamisError
 ├── MissingExtra          an optional package is not installed (also an ImportError)
 ├── InvalidScore          the model returned NaN or infinity for a passage
 ├── OutOfMemory           one sequence alone does not fit the device
+├── Overloaded            too much waits for the model already
+├── DeadlineExceeded      a call took longer than its timeout (also a TimeoutError)
+├── DeviceLost            the engine's thread died, or the process was forked after CUDA was in use
 └── Closed                the reranker or its engine was closed
 """
 
@@ -67,6 +70,18 @@ class InvalidScore(TamisError):
 
 class OutOfMemory(TamisError):
     """One sequence alone does not fit the device's memory."""
+
+
+class Overloaded(TamisError):
+    """Too much waits for the model already; the request was not queued."""
+
+
+class DeadlineExceeded(TamisError, TimeoutError):
+    """A call took longer than its timeout; what it still had waiting was withdrawn."""
+
+
+class DeviceLost(TamisError):
+    """The engine's thread died, or this process was forked after the model was loaded on a GPU."""
 
 
 class Closed(TamisError):

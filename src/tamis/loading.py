@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tamis.errors import InvalidInput
 from tamis.long_documents import LongDocuments
-from tamis.options import CACHE_BYTES, Attention, Head, LoadOptions
+from tamis.options import CACHE_BYTES, QUEUE_TOKENS, Attention, Head, LoadOptions, Overload
 
 if TYPE_CHECKING:
     from tamis.reranker import Reranker
@@ -20,7 +20,7 @@ def load(
     mode: str | None = None,
     family: str | None = None,
     num_layers: int | None = None,
-    device: str | None = None,
+    device: str | Sequence[str] | None = None,
     dtype: str = "auto",
     max_length: int | None = None,
     dim: int | Sequence[int] | None = None,
@@ -33,6 +33,10 @@ def load(
     head: Head = "require",
     trust_remote_code: bool = False,
     cache_bytes: int = CACHE_BYTES,
+    score_cache_bytes: int = 0,
+    weight: float | None = None,
+    overload: Overload = "error",
+    queue_tokens: int = QUEUE_TOKENS,
 ) -> Reranker:
     """Loads a reranker. Two loads of one checkpoint share one engine, and ten threads that ask at once load once.
 
@@ -41,7 +45,8 @@ def load(
         mode: "lexical", "cross-encoder" or "bi-encoder"; read from the checkpoint if None.
         family: One of `tamis.list_families()`; read from the checkpoint if None.
         num_layers: Keep only the first n layers of a deeper model.
-        device: "cpu", "cuda:0", ...; the first CUDA device if there is one, else the CPU.
+        device: "cpu", "cuda:0", ...; the first CUDA device if there is one, else the CPU. A list loads a copy on each,
+            and the one that is free takes the next batch.
         dtype: "float32", "bfloat16" or "float16"; "auto" is bfloat16 on devices that compute in it, else float32.
             Heads, pooling and scores are float32 or wider whatever it is.
         max_length: Tokens that the model reads of query and passage together; the checkpoint's own limit if None.
@@ -57,6 +62,13 @@ def load(
         head: "require" refuses a checkpoint without a trained head; "new" lets one be made, to be trained.
         trust_remote_code: Run Python code that the checkpoint brings along.
         cache_bytes: bi-encoder: how much memory passage vectors may take between calls; 0 keeps none.
+        score_cache_bytes: How much memory the outcome of whole sequences may take between calls, keyed by a digest
+            of their tokens; 0 keeps none.
+        weight: This reranker's own share of the device, against others on the same engine: 2 has twice the share of
+            1. `tamis.tenant` does the same by name, and goes first.
+        overload: What happens to a request while the queue is full: "error" raises `Overloaded`, "wait" waits.
+        queue_tokens: How many tokens may wait for the device before the queue is full. A request that is let in is
+            let in whole.
 
     Raises:
         InvalidInput: An argument is wrong, or means nothing in the mode.
@@ -71,7 +83,7 @@ def load(
         mode=mode,
         family=family,
         num_layers=num_layers,
-        device=device,
+        device=device if device is None or isinstance(device, str) else tuple(device),
         dtype=dtype,
         max_length=max_length,
         dim=_listed(dim),
@@ -84,6 +96,10 @@ def load(
         head=head,
         trust_remote_code=trust_remote_code,
         cache_bytes=cache_bytes,
+        score_cache_bytes=score_cache_bytes,
+        weight=weight,
+        overload=overload,
+        queue_tokens=queue_tokens,
     )
     if "lexical" in (mode, named(family, mode).mode if family else None):
         if model not in (None, "bm25"):

@@ -9,12 +9,15 @@ from typing import Literal, TypeAlias
 
 from tamis.errors import InvalidInput
 from tamis.long_documents import LongDocuments, check_policy
+from tamis.tenants import check_weight
 
 Attention: TypeAlias = Literal["auto", "padded"]
 Head: TypeAlias = Literal["require", "new"]
+Overload: TypeAlias = Literal["error", "wait"]
 
 MODES = ("lexical", "cross-encoder", "bi-encoder")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+QUEUE_TOKENS = 8 * 2**20
 CACHE_BYTES = 64 * 2**20
 SMALLEST_LENGTH = 32  # below it little is left beside a query and the special tokens
 
@@ -26,7 +29,7 @@ class LoadOptions:
     mode: str | None = None
     family: str | None = None
     num_layers: int | None = None
-    device: str | None = None
+    device: str | tuple[str, ...] | None = None
     dtype: str = "auto"
     max_length: int | None = None
     dim: int | tuple[int, ...] | None = None
@@ -39,6 +42,10 @@ class LoadOptions:
     head: Head = "require"
     trust_remote_code: bool = False
     cache_bytes: int = CACHE_BYTES
+    score_cache_bytes: int = 0
+    weight: float | None = None
+    overload: Overload = "error"
+    queue_tokens: int = QUEUE_TOKENS
 
     def __post_init__(self) -> None:
         check_policy(self.long_documents)
@@ -50,6 +57,13 @@ class LoadOptions:
             _at_least(name, getattr(self, name), 1)
         _at_least("max_length", self.max_length, SMALLEST_LENGTH)
         _at_least("cache_bytes", self.cache_bytes, 0)
+        _at_least("score_cache_bytes", self.score_cache_bytes, 0)
+        _at_least("queue_tokens", self.queue_tokens, 1)
+        if self.weight is not None:
+            check_weight(self.weight)
+        if self.overload not in ("error", "wait"):
+            raise InvalidInput(f'overload={self.overload!r}; pass "error" to refuse at once, or "wait".')
+        object.__setattr__(self, "device", _names(self.device))
         for name in ("dim", "layer"):
             object.__setattr__(self, name, _growing(name, getattr(self, name)))
         if self.attention not in ("auto", "padded"):
@@ -69,6 +83,14 @@ class LoadOptions:
 def _at_least(name: str, value: object, least: int) -> None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
         raise InvalidInput(f"{name}={value!r}; pass an int of at least {least}.")
+
+
+def _names(device: object) -> str | tuple[str, ...] | None:
+    if device is None or isinstance(device, str):
+        return device
+    if not isinstance(device, Sequence) or not device or not all(isinstance(name, str) for name in device):
+        raise InvalidInput(f'device={device!r}; pass a name such as "cpu" or "cuda:0", or a list of names.')
+    return tuple(device)
 
 
 def _growing(name: str, value: object) -> int | tuple[int, ...] | None:

@@ -8,43 +8,23 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import Any, Self, TypeVar
 from weakref import WeakSet
 
 import numpy as np
 
 from tamis.budget import DEFAULT_ENCODING, TokenCounter, Tokenizer, fit, token_counter
+from tamis.engine.counters import quantiles
 from tamis.errors import Closed, InvalidInput, InvalidScore
+from tamis.inputs import Cut, check_timeout, checked
 from tamis.scorers.base import Scorer, Scores
 from tamis.scores import order
-from tamis.steps import Request, Steps
+from tamis.steps import Request, Steps, late
 from tamis.types import Hit, Passage, Ranking, Usage
 
 T = TypeVar("T")
 
 IN_FLIGHT = 32  # requests that rank_many keeps under way, so that small ones share batches
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """How much of a ranking is kept. The fields are those of `Reranker.rank`."""
-
-    top_n: int | None = None
-    min_score: float | None = None
-    max_tokens: int | None = None
-    tokenizer: Tokenizer = None
-
-    def __post_init__(self) -> None:
-        for name, value in (("top_n", self.top_n), ("max_tokens", self.max_tokens)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
-                raise InvalidInput(f"{name} is {value!r}; pass an int of at least 1, or None for no limit.")
-        least = self.min_score
-        if least is not None and (isinstance(least, bool) or not isinstance(least, Real) or not 0 <= least <= 1):
-            raise InvalidInput(
-                f"min_score is {least!r}; pass a number in [0, 1], where scores lie (raw logits are unbounded)."
-            )
 
 
 class Reranker:
@@ -85,6 +65,7 @@ class Reranker:
         min_score: float | None = None,
         max_tokens: int | None = None,
         tokenizer: Tokenizer = None,
+        timeout: float | None = None,
     ) -> Ranking:
         """The passages, best first.
 
@@ -96,8 +77,9 @@ class Reranker:
             max_tokens: Keep the longest run of best hits whose texts have at most this many tokens.
             tokenizer: What `max_tokens` counts with; see `tamis.budget.token_counter`. By default the model's own
                 tokenizer, or tiktoken's cl100k_base in modes without one.
+            timeout: Seconds after which `DeadlineExceeded` is raised and what has not run is withdrawn.
         """
-        return self._run(self._ranking(query, passages, Cut(top_n, min_score, max_tokens, tokenizer)))
+        return self._run(self._ranking(query, passages, Cut(top_n, min_score, max_tokens, tokenizer)), timeout)
 
     async def arank(
         self,
@@ -108,9 +90,10 @@ class Reranker:
         min_score: float | None = None,
         max_tokens: int | None = None,
         tokenizer: Tokenizer = None,
+        timeout: float | None = None,
     ) -> Ranking:
         """As `rank`, from any event loop, without blocking it. Cancelling withdraws what has not run yet."""
-        return await self._await(self._ranking(query, passages, Cut(top_n, min_score, max_tokens, tokenizer)))
+        return await self._await(self._ranking(query, passages, Cut(top_n, min_score, max_tokens, tokenizer)), timeout)
 
     def rank_many(
         self,
@@ -120,6 +103,7 @@ class Reranker:
         min_score: float | None = None,
         max_tokens: int | None = None,
         tokenizer: Tokenizer = None,
+        timeout: float | None = None,
         progress: bool = False,
     ) -> Iterator[Ranking]:
         """One ranking for each (query, passages), in their order, as they are done.
@@ -132,54 +116,58 @@ class Reranker:
             min_score: As in `rank`.
             max_tokens: As in `rank`.
             tokenizer: As in `rank`.
+            timeout: As in `rank`, for each request from the moment that it is read.
             progress: Show a progress bar on a terminal's standard error.
         """
         from tqdm.auto import tqdm
 
+        check_timeout(timeout)
         cut = Cut(top_n, min_score, max_tokens, tokenizer)
         total = len(requests) if isinstance(requests, Sequence) else None
         bar = tqdm(total=total, desc="ranking", unit="query", disable=None if progress else True)
-        running: deque[Future[Ranking]] = deque()
+        running: deque[tuple[Future[Ranking], float]] = deque()
+
+        def finished() -> Ranking:
+            future, start = running.popleft()
+            ranking = _in_time(future, timeout, start)
+            bar.update()
+            return ranking
+
         try:
             for index, (query, passages) in enumerate(requests):
                 try:
                     steps = self._ranking(query, passages, cut)
                 except InvalidInput as error:
                     raise InvalidInput(f"Request {index}: {error}") from error
-                running.append(self._start(steps))
+                running.append((self._start(steps), time.monotonic()))
                 if len(running) >= IN_FLIGHT:
-                    yield running.popleft().result()
-                    bar.update()
+                    yield finished()
             while running:
-                yield running.popleft().result()
-                bar.update()
+                yield finished()
         finally:
-            for future in running:
+            for future, _ in running:
                 future.cancel()
             bar.close()
 
-    def logits(self, query: str, passages: Sequence[str | Passage]) -> list[float]:
+    def logits(self, query: str, passages: Sequence[str | Passage], *, timeout: float | None = None) -> list[float]:
         """The model's raw values, in the order of the passages."""
-        return self._run(self._logits(query, passages))
+        return self._run(self._logits(query, passages), timeout)
 
-    def score(self, query: str, passages: Sequence[str | Passage]) -> list[float]:
+    def score(self, query: str, passages: Sequence[str | Passage], *, timeout: float | None = None) -> list[float]:
         """Scores in [0, 1], in the order of the passages."""
-        return self._run(self._scores(query, passages))
+        return self._run(self._scores(query, passages), timeout)
 
-    async def ascore(self, query: str, passages: Sequence[str | Passage]) -> list[float]:
+    async def ascore(
+        self, query: str, passages: Sequence[str | Passage], *, timeout: float | None = None
+    ) -> list[float]:
         """As `score`, from any event loop, without blocking it."""
-        return await self._await(self._scores(query, passages))
+        return await self._await(self._scores(query, passages), timeout)
 
     def stats(self) -> Mapping[str, Any]:
         """Numbers to graph: this reranker's requests and latencies in seconds, and its engine's counters."""
         with self._lock:
-            latencies = sorted(self._latencies)
-            count = self._count
-        quantiles = {
-            f"latency_p{p}": latencies[min(len(latencies) - 1, len(latencies) * p // 100)] if latencies else 0.0
-            for p in (50, 95, 99)
-        }
-        return {"model": self.model, "mode": self.mode, "requests": count, **quantiles, **self._scorer.stats()}
+            mine = {"requests": self._count, **quantiles("latency", self._latencies)}
+        return {"model": self.model, "mode": self.mode, **mine, **self._scorer.stats()}
 
     def close(self) -> None:
         """Ends this reranker: whoever waits on it gets `Closed`, and so does every later call.
@@ -211,7 +199,7 @@ class Reranker:
     # -- the steps of each call: input is checked and copied at once, in the caller's thread ------------------------
 
     def _ranking(self, query: str, passages: Sequence[str | Passage], cut: Cut) -> Steps[Ranking]:
-        given = _checked(query, passages)
+        given = checked(query, passages)
 
         def steps() -> Steps[Ranking]:
             scores = yield from self._finite_scores(query, given)
@@ -220,7 +208,7 @@ class Reranker:
         return steps()
 
     def _logits(self, query: str, passages: Sequence[str | Passage]) -> Steps[list[float]]:
-        given = _checked(query, passages)
+        given = checked(query, passages)
 
         def steps() -> Steps[list[float]]:
             scores = yield from self._finite_scores(query, given)
@@ -273,16 +261,24 @@ class Reranker:
 
     # -- how they are driven ----------------------------------------------------------------------------------------
 
-    def _run(self, steps: Steps[T]) -> T:
-        return self._open(steps).run()
+    def _run(self, steps: Steps[T], timeout: float | None) -> T:
+        check_timeout(timeout)
+        return self._open(steps).run(timeout)
 
     def _start(self, steps: Steps[T]) -> Future[T]:
         return self._open(steps).start()
 
-    async def _await(self, steps: Steps[T]) -> T:
+    async def _await(self, steps: Steps[T], timeout: float | None) -> T:
         import asyncio
 
-        return await asyncio.wrap_future(self._start(steps))
+        check_timeout(timeout)
+        future = self._start(steps)
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(future), timeout)
+        except TimeoutError:
+            if future.cancelled():  # by wait_for; any other is an error of the steps themselves
+                raise late(timeout) from None
+            raise
 
     def _open(self, steps: Steps[T]) -> Request[T]:
         request = Request(self._timed(steps))
@@ -304,27 +300,11 @@ class Reranker:
         return Closed(f"This reranker ({self.model}) was closed. Load it again with tamis.load().")
 
 
-def check_query(query: str) -> None:
-    """Raises InvalidInput for what is no question: another type, or nothing but white space."""
-    if not isinstance(query, str):
-        raise InvalidInput(f"The query is a {type(query).__name__}; pass a str.")
-    if not query.strip():
-        raise InvalidInput("The query is empty; pass the question that the passages should answer.")
-
-
-def _checked(query: str, passages: Sequence[str | Passage]) -> list[Passage]:
-    check_query(query)
-    if isinstance(passages, str | bytes | Passage | Mapping) or not isinstance(passages, Iterable):
-        raise InvalidInput(f"passages is a {type(passages).__name__}; pass a list of str or tamis.Passage.")
-    given = []
-    for index, passage in enumerate(passages):
-        if isinstance(passage, str):
-            given.append(Passage(passage))
-        elif isinstance(passage, Passage) and isinstance(passage.text, str):
-            given.append(passage)
-        else:
-            what = type(passage).__name__
-            if isinstance(passage, Passage):
-                what = f"Passage whose text is a {type(passage.text).__name__}"
-            raise InvalidInput(f"Passage {index} is a {what}; pass a str or tamis.Passage(text=...).")
-    return given
+def _in_time(future: Future[T], timeout: float | None, start: float) -> T:
+    try:
+        return future.result(None if timeout is None else max(0.0, start + timeout - time.monotonic()))
+    except TimeoutError:
+        if future.done() and not future.cancelled():  # an error of the steps themselves
+            raise
+        future.cancel()
+        raise late(timeout) from None

@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, InvalidStateError, ThreadPoolExecutor, wait
 from contextlib import suppress
+from contextvars import copy_context
 from functools import lru_cache
 from typing import Any, Generic, TypeAlias, TypeVar
+
+from tamis.errors import DeadlineExceeded
 
 T = TypeVar("T")
 
@@ -42,18 +46,27 @@ class Request(Generic[T]):
     def __init__(self, steps: Steps[T]) -> None:
         self.future: Future[T] = Future()
         self._steps = steps
+        self._context = copy_context()  # the caller's: pool threads have none of it
         self._pending: Pending = ()
         self._lock = threading.Lock()
 
-    def run(self) -> T:
-        """Drives the steps in the calling thread and returns their result."""
+    def run(self, timeout: float | None = None) -> T:
+        """Drives the steps in the calling thread and returns their result.
+
+        Raises:
+            DeadlineExceeded: They took longer than `timeout` seconds.
+        """
+        end = None if timeout is None else time.monotonic() + timeout
         try:
             while not self.future.done():
                 if self._advance():
-                    wait(self._pending, return_when=FIRST_EXCEPTION)
+                    left = None if end is None else end - time.monotonic()
+                    if wait(self._pending, left, FIRST_EXCEPTION).not_done and end and time.monotonic() >= end:
+                        self.fail(late(timeout))
         finally:
             self.future.cancel()
             self._withdraw()
+            self._steps.close()
         return self.future.result()
 
     def start(self) -> Future[T]:
@@ -68,14 +81,19 @@ class Request(Generic[T]):
         self._withdraw()
 
     def _go_on(self) -> None:
-        if not self.future.done() and self._advance():
+        if self.future.done():
+            self._steps.close()  # here, where nothing else runs them: they give back what they hold
+        elif self._advance():
             _Countdown(self._pending, lambda: _pool().submit(self._go_on))
 
     def _advance(self) -> bool:
         """Runs the steps up to their next wait; False when there is none."""
         error = next((e for e in map(_error_of, self._pending) if e), None)
         try:
-            pending = next(self._steps) if error is None else self._steps.throw(error)
+            if error is None:
+                pending = self._context.run(next, self._steps)
+            else:
+                pending = self._context.run(self._steps.throw, error)
         except StopIteration as stop:
             resolve(self.future, stop.value)
             return False
@@ -86,6 +104,7 @@ class Request(Generic[T]):
             self._pending = pending
         if self.future.done():  # it ended while the steps were submitting
             self._withdraw()
+            self._steps.close()
             return False
         return True
 
@@ -122,6 +141,11 @@ class _Countdown:
 def _error_of(future: Future[Any]) -> BaseException | None:
     """The error of a future that is done with one; None for one that succeeded or is still running."""
     return future.exception(timeout=0) if future.done() else None
+
+
+def late(timeout: float | None) -> DeadlineExceeded:
+    """The error of a call that took too long."""
+    return DeadlineExceeded(f"It took longer than timeout={timeout} seconds. Allow more, or send less at once.")
 
 
 def resolve(future: Future[T], value: T) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,9 +12,13 @@ import torch
 from tamis.checkpoint import Checkpoint
 from tamis.engine.architectures import ARCHITECTURES, Architecture
 from tamis.engine.attention import PACKED
+from tamis.engine.engine import Engine
 from tamis.errors import CorruptCheckpoint, InvalidInput, RemoteCode, UnknownFamily, UntrainedHead
 from tamis.options import LoadOptions
 from tamis.tokenizing import TextTokenizer
+
+CPU_BATCH_TOKENS = 2048  # a CPU's caches are full early
+GPU_BATCH_TOKENS = 32768  # a GPU wants much work at once
 
 _quiet_lock = threading.Lock()
 
@@ -152,14 +156,24 @@ def chosen_length(options: LoadOptions, longest: int, name: str) -> int:
     return options.max_length or longest
 
 
-def default_batch_tokens(device: torch.device) -> int:
-    """What a batch may cost: a CPU's caches are full early, a GPU wants much work at once."""
-    return 2048 if device.type == "cpu" else 32768
+def engine(runners: Sequence[Any], device: torch.device, checkpoint: Checkpoint, options: LoadOptions) -> Engine:
+    """The engine over copies of one model."""
+    return Engine(
+        runners,
+        options.batch_tokens or (CPU_BATCH_TOKENS if device.type == "cpu" else GPU_BATCH_TOKENS),
+        checkpoint.name,
+        queue_tokens=options.queue_tokens,
+        score_bytes=options.score_cache_bytes,
+    )
 
 
-def facts(model: Any, device: torch.device, dtype: torch.dtype) -> Mapping[str, Any]:
+def facts(checkpoint: Checkpoint, devices: Sequence[torch.device], dtype: torch.dtype) -> Mapping[str, Any]:
     """What `stats()` says of the model."""
-    return {"architecture": type(model).__name__, "device": str(device), "dtype": str(dtype).removeprefix("torch.")}
+    return {
+        "architecture": checkpoint.architecture,
+        "device": ", ".join(map(str, devices)),
+        "dtype": str(dtype).removeprefix("torch."),
+    }
 
 
 @contextmanager

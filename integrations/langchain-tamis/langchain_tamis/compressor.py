@@ -12,7 +12,7 @@ from langchain_core.runnables import RunnableLambda
 from pydantic import ValidationInfo, field_validator
 
 from langchain_tamis.model import TamisModel
-from tamis.reranker import Cut
+from tamis.inputs import Cut, check_timeout
 from tamis.types import Ranking
 
 CUTS = tuple(field.name for field in fields(Cut))
@@ -36,17 +36,25 @@ class TamisRerank(TamisModel, BaseDocumentCompressor):
         min_score: Keep only documents with at least this score.
         max_tokens: Keep the longest run of best documents whose texts have at most this many tokens.
         tokenizer: What `max_tokens` counts with; see `tamis.budget.token_counter`.
+        timeout: Seconds after which `tamis.DeadlineExceeded` is raised.
     """
 
     top_n: int | None = None
     min_score: float | None = None
     max_tokens: int | None = None
     tokenizer: Any = None
+    timeout: float | None = None
 
     @field_validator(*CUTS, mode="before")
     @classmethod
     def _check_cut(cls, value: Any, info: ValidationInfo) -> Any:
         Cut(**{str(info.field_name): value})
+        return value
+
+    @field_validator("timeout", mode="before")
+    @classmethod
+    def _check_timeout(cls, value: Any) -> Any:
+        check_timeout(value)
         return value
 
     def compress_documents(
@@ -86,7 +94,7 @@ class TamisRerank(TamisModel, BaseDocumentCompressor):
         return _scored(request["documents"], ranking)
 
     def _cut(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in CUTS}
+        return {name: getattr(self, name) for name in (*CUTS, "timeout")}
 
 
 def _texts(request: _Request) -> list[str]:

@@ -12,7 +12,7 @@ from pydantic.json_schema import SkipJsonSchema
 import tamis
 from tamis.lazy import LazyReranker
 from tamis.long_documents import LongDocuments
-from tamis.options import CACHE_BYTES, Attention, Head, LoadOptions
+from tamis.options import CACHE_BYTES, QUEUE_TOKENS, Attention, Head, LoadOptions, Overload
 
 OPTIONS = tuple(field.name for field in fields(LoadOptions))
 
@@ -36,7 +36,7 @@ class TamisModel(BaseModel):
     mode: str | None = None
     family: str | None = None
     num_layers: int | None = None
-    device: str | None = None
+    device: str | tuple[str, ...] | None = None
     dtype: str = "auto"
     max_length: int | None = None
     dim: int | tuple[int, ...] | None = None
@@ -49,6 +49,10 @@ class TamisModel(BaseModel):
     head: Head = "require"
     trust_remote_code: bool = False
     cache_bytes: int = CACHE_BYTES
+    score_cache_bytes: int = 0
+    weight: float | None = None
+    overload: Overload = "error"
+    queue_tokens: int = QUEUE_TOKENS
     reranker: SkipJsonSchema[tamis.Reranker | None] = Field(default=None, exclude=True, repr=False)
 
     _lazy: LazyReranker = PrivateAttr(default_factory=lambda: LazyReranker(tamis.load, {}))

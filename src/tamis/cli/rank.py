@@ -12,9 +12,9 @@ from typing import Any
 from tamis import load
 from tamis.cli.output import one_line, say, show, status, write_json
 from tamis.errors import InvalidInput
+from tamis.inputs import Cut, check_query
 from tamis.long_documents import POLICIES
 from tamis.options import DTYPES, MODES
-from tamis.reranker import Cut, check_query
 from tamis.types import Hit, Passage, Ranking
 
 WIDEST_PLACE = 26  # columns for where a passage stands, so that in 80 there is room for its text

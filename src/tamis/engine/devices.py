@@ -32,6 +32,12 @@ def choose_device(device: str | None) -> torch.device:
     return chosen
 
 
+def choose_devices(devices: str | tuple[str, ...] | None) -> tuple[torch.device, ...]:
+    """As `choose_device`, for one name or several; the same one twice is two copies on it."""
+    names = devices if isinstance(devices, tuple) else (devices,)
+    return tuple(choose_device(name) for name in names)
+
+
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """The dtype named; for "auto" bfloat16 where the device computes in it, else float32."""
     if dtype == "auto":

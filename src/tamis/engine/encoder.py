@@ -132,6 +132,11 @@ class Readable:
         """Whether the encoder runs padded."""
         return self._encoder is not None and not self._encoder.packed
 
+    @property
+    def survives_fork(self) -> bool:
+        """True on a CPU."""
+        return self._encoder is not None and self._encoder.device.type == "cpu"
+
     @torch.inference_mode()
     def run(self, batch: Sequence[Tokens]) -> Outputs:
         """The readout of each sequence, float32, (B, k)."""
@@ -160,6 +165,11 @@ class WholeModel:
         self._pad_id = pad_id
         self._takes = frozenset(inspect.signature(model.forward).parameters)
         self._device = next(model.parameters()).device
+
+    @property
+    def survives_fork(self) -> bool:
+        """True on a CPU."""
+        return self._device.type == "cpu"
 
     @torch.inference_mode()
     def run(self, batch: Sequence[Tokens]) -> Outputs:

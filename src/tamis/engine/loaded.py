@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from tamis.cache import ByteLRU
-from tamis.engine.engine import Engine
+from tamis.engine.engine import Engine, Outputs
+from tamis.engine.scheduler import Job
+from tamis.engine.sequences import Tokens
 from tamis.engine.shared import Shared
+from tamis.steps import reject
+from tamis.tenants import Tenant, current
 from tamis.tokenizing import TextTokenizer
+
+UNDER_WAY = 16  # chunks of one request
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -46,19 +53,73 @@ _CHECKPOINTS: Shared[Loaded] = Shared(lambda loaded: loaded.engine.close())
 
 
 class Lease:
-    """One reranker's share of a loaded checkpoint.
+    """One reranker's share of a loaded checkpoint, and its door to the engine.
 
     `close` gives it back; garbage collection only drops it, so that an object which is rebuilt between calls, as
     frameworks do, finds the model still loaded.
+
+    Args:
+        key: What the checkpoint and its settings are told apart by.
+        make: Loads it, if nobody has.
+        weight: This reranker's own share of the device, for requests of no tenant; None if it wants none of its own.
+        wait: Whether requests wait where too much waits already, instead of being refused.
     """
 
-    def __init__(self, key: Hashable, make: Callable[[], Loaded]) -> None:
+    def __init__(
+        self, key: Hashable, make: Callable[[], Loaded], *, weight: float | None = None, wait: bool = False
+    ) -> None:
         self.loaded = _CHECKPOINTS.take(key, make)
         self._key = key
+        self._own = None if weight is None else Tenant(f"reranker {id(self)}", weight)
+        self._wait = wait
         self._dropped = weakref.finalize(self, _CHECKPOINTS.drop, key)
         self._dropped.atexit = False
+
+    def open(self) -> Session:
+        """A session for one request.
+
+        Raises:
+            Overloaded: Too much waits already.
+        """
+        tenant = current() or self._own or Tenant("")
+        return Session(self.loaded.engine, Job(tenant.name, tenant.weight), self.loaded.engine.admit(wait=self._wait))
 
     def close(self) -> None:
         """Gives the share back; the last one frees the model."""
         if self._dropped.detach():
             _CHECKPOINTS.give_back(self._key)
+
+
+class Session:
+    """What one request has in an engine. Leaving it withdraws whatever is not done."""
+
+    def __init__(self, engine: Engine, job: Job[Any], room: Future[None]) -> None:
+        self._engine = engine
+        self._job = job
+        self._futures: list[Future[Any]] = [room]
+
+    def submit(self, sequences: Sequence[Tokens]) -> Future[Outputs]:
+        """See `Engine.submit`."""
+        future = self._engine.submit(sequences, self._job)
+        self._futures.append(future)
+        return future
+
+    @property
+    def pending(self) -> list[Future[Any]]:
+        """Everything, to wait for."""
+        return self._futures
+
+    @property
+    def backlog(self) -> list[Future[Any]]:
+        """What to wait for before more is submitted: room in the queue, or the oldest of what is under way."""
+        room = self._futures[0]
+        if not room.done():
+            return [room]
+        return [future for future in self._futures[:-UNDER_WAY] if not future.done()]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for future in self._futures:
+            reject(future, CancelledError())

@@ -12,7 +12,7 @@ def build(checkpoint: Checkpoint | None, options: LoadOptions) -> Scorer:
     """BM25 over the candidates of each call."""
     from tamis.scorers.lexical import LexicalScorer
 
-    options.refuse("lexical", "num_layers", "dim", "layer", "instruction", "max_length", "device")
+    options.refuse("lexical", "num_layers", "dim", "layer", "instruction", "max_length", "device", "weight")
     return LexicalScorer()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,19 +21,21 @@ _NO_OPERATION = ("Normalize", "Dropout")  # cosines normalise by themselves
 
 def build(checkpoint: Checkpoint, options: LoadOptions, *, normalize_first: bool = False) -> Scorer:
     """A bi-encoder over the shared engine of the checkpoint."""
-    from tamis.engine.devices import choose_device, choose_dtype
+    from tamis.engine.devices import choose_devices, choose_dtype
     from tamis.engine.loaded import Lease
     from tamis.scorers.bi_encoder import BiEncoderScorer
     from tamis.transformer import chosen_length
 
     options.refuse("bi-encoder", "layer")
-    device = choose_device(options.device)
-    dtype = choose_dtype(options.dtype, device)
+    devices = choose_devices(options.device)
+    dtype = choose_dtype(options.dtype, devices[0])
     key = (
-        "bi-encoder", checkpoint.fingerprint(), device, dtype, options.num_layers, options.attention,
-        options.batch_tokens, options.trust_remote_code, options.cache_bytes,
+        "bi-encoder", checkpoint.fingerprint(), devices, dtype, options.num_layers, options.attention,
+        options.batch_tokens, options.trust_remote_code, options.cache_bytes, options.score_cache_bytes,
+        options.queue_tokens,
     )  # fmt: skip
-    lease = Lease(key, lambda: _load(checkpoint, options, device, dtype))
+    make = partial(_load, checkpoint, options, devices, dtype)
+    lease = Lease(key, make, weight=options.weight, wait=options.overload == "wait")
     try:
         width = lease.loaded.width
         prompts = checkpoint.sentence_config.get("prompts") or {}
@@ -52,38 +54,41 @@ def build(checkpoint: Checkpoint, options: LoadOptions, *, normalize_first: bool
         raise
 
 
-def _load(checkpoint: Checkpoint, options: LoadOptions, device: Any, dtype: Any) -> Any:
+def _load(checkpoint: Checkpoint, options: LoadOptions, devices: Sequence[Any], dtype: Any) -> Any:
+    import torch
     from transformers import AutoModel
 
     from tamis import transformer
     from tamis.cache import ByteLRU
     from tamis.engine.encoder import Encoder, Readable, probe
-    from tamis.engine.engine import Engine
     from tamis.engine.loaded import Loaded
 
     readout = _readout(checkpoint)
     config = transformer.read_config(checkpoint, options)
     tokenizer, tokenizer_length = transformer.load_tokenizer(checkpoint, options)
-    model, missing = transformer.load_model(AutoModel, checkpoint, config, options, dtype)
-    lacking = sorted(key for key in missing if not key.startswith("pooler."))
-    if lacking:
-        raise CorruptCheckpoint(
-            f"{checkpoint.name} lacks {len(lacking)} weights of its encoder ({lacking[0]}, ...): it belongs to "
-            "another architecture than its config.json says, or it was saved incompletely."
-        )
-    if getattr(model, "pooler", None) is not None:
-        model.pooler = None  # a head for other tasks
     longest = transformer.longest_of(checkpoint, config, tokenizer_length)
-    encoder = Encoder(model.to(device), transformer.architecture_of(checkpoint, options), tokenizer.pad_id or 0)
-    import torch
+    architecture = transformer.architecture_of(checkpoint, options)
 
-    with torch.inference_mode():
-        encoder.check(config.vocab_size, longest)
-        encoder.tune(config.vocab_size, longest, first_only=_poolings(checkpoint) == ("cls",))
-    runner = Readable(encoder, readout(device))
-    width = runner.run([probe(8, config.vocab_size, config)]).shape[1]
-    engine = Engine(runner, options.batch_tokens or transformer.default_batch_tokens(device), checkpoint.name)
-    facts = transformer.facts(model, device, dtype)
+    def runner(device: Any) -> Readable:
+        model, missing = transformer.load_model(AutoModel, checkpoint, config, options, dtype)
+        lacking = sorted(key for key in missing if not key.startswith("pooler."))
+        if lacking:
+            raise CorruptCheckpoint(
+                f"{checkpoint.name} lacks {len(lacking)} weights of its encoder ({lacking[0]}, ...): it belongs to "
+                "another architecture than its config.json says, or it was saved incompletely."
+            )
+        if getattr(model, "pooler", None) is not None:
+            model.pooler = None  # a head for other tasks
+        encoder = Encoder(model.to(device), architecture, tokenizer.pad_id or 0)
+        with torch.inference_mode():
+            encoder.check(config.vocab_size, longest)
+            encoder.tune(config.vocab_size, longest, first_only=_poolings(checkpoint) == ("cls",))
+        return Readable(encoder, readout(device))
+
+    runners = [runner(device) for device in devices]
+    width = runners[0].run([probe(8, config.vocab_size, config)]).shape[1]
+    engine = transformer.engine(runners, devices[0], checkpoint, options)
+    facts = transformer.facts(checkpoint, devices, dtype)
     return Loaded(engine, tokenizer, longest, width, ByteLRU(options.cache_bytes), facts)
 
 

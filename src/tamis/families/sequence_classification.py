@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from tamis.checkpoint import Checkpoint
@@ -19,19 +20,20 @@ _PLAIN_ACTIVATIONS = ("Identity", "Sigmoid")
 
 def build(checkpoint: Checkpoint, options: LoadOptions) -> Scorer:
     """A cross-encoder over the shared engine of the checkpoint."""
-    from tamis.engine.devices import choose_device, choose_dtype
+    from tamis.engine.devices import choose_devices, choose_dtype
     from tamis.engine.loaded import Lease
     from tamis.scorers.cross_encoder import CrossEncoderScorer
     from tamis.transformer import chosen_length
 
     options.refuse("cross-encoder", "dim", "layer")
-    device = choose_device(options.device)
-    dtype = choose_dtype(options.dtype, device)
+    devices = choose_devices(options.device)
+    dtype = choose_dtype(options.dtype, devices[0])
     key = (
-        "cross-encoder", checkpoint.fingerprint(), device, dtype, options.num_layers, options.attention, options.head,
-        options.batch_tokens, options.trust_remote_code,
+        "cross-encoder", checkpoint.fingerprint(), devices, dtype, options.num_layers, options.attention, options.head,
+        options.batch_tokens, options.trust_remote_code, options.score_cache_bytes, options.queue_tokens,
     )  # fmt: skip
-    lease = Lease(key, lambda: _load(checkpoint, options, device, dtype))
+    make = partial(_load, checkpoint, options, devices, dtype)
+    lease = Lease(key, make, weight=options.weight, wait=options.overload == "wait")
     try:
         return CrossEncoderScorer(
             lease,
@@ -45,13 +47,12 @@ def build(checkpoint: Checkpoint, options: LoadOptions) -> Scorer:
         raise
 
 
-def _load(checkpoint: Checkpoint, options: LoadOptions, device: Any, dtype: Any) -> Any:
+def _load(checkpoint: Checkpoint, options: LoadOptions, devices: Sequence[Any], dtype: Any) -> Any:
     from transformers import AutoModelForSequenceClassification
 
     from tamis import transformer
     from tamis.cache import ByteLRU
     from tamis.engine.classifier import classifier_runner
-    from tamis.engine.engine import Engine
     from tamis.engine.loaded import Loaded
 
     config = transformer.read_config(checkpoint, options)
@@ -61,14 +62,18 @@ def _load(checkpoint: Checkpoint, options: LoadOptions, device: Any, dtype: Any)
             "(not relevant, relevant)."
         )
     tokenizer, tokenizer_length = transformer.load_tokenizer(checkpoint, options)
-    model, missing = transformer.load_model(AutoModelForSequenceClassification, checkpoint, config, options, dtype)
-    transformer.check_missing(model, missing, checkpoint, options)
     _look_at_activation(checkpoint)
     longest = transformer.longest_of(checkpoint, config, tokenizer_length)
-    model.to(device)
-    runner = classifier_runner(model, transformer.architecture_of(checkpoint, options), tokenizer.pad_id, longest)
-    engine = Engine(runner, options.batch_tokens or transformer.default_batch_tokens(device), checkpoint.name)
-    return Loaded(engine, tokenizer, longest, config.num_labels, ByteLRU(0), transformer.facts(model, device, dtype))
+    architecture = transformer.architecture_of(checkpoint, options)
+
+    def runner(device: Any) -> Any:
+        model, missing = transformer.load_model(AutoModelForSequenceClassification, checkpoint, config, options, dtype)
+        transformer.check_missing(model, missing, checkpoint, options)
+        return classifier_runner(model.to(device), architecture, tokenizer.pad_id, longest)
+
+    engine = transformer.engine([runner(device) for device in devices], devices[0], checkpoint, options)
+    facts = transformer.facts(checkpoint, devices, dtype)
+    return Loaded(engine, tokenizer, longest, config.num_labels, ByteLRU(0), facts)
 
 
 def _prompt(config: Mapping[str, Any]) -> str:

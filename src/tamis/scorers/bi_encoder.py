@@ -84,29 +84,35 @@ class BiEncoderScorer:
     def steps(self, query: str, passages: Sequence[str]) -> Steps[Scores]:
         """The query, and the passages that are not in the cache, through the model; then their cosines."""
         asked, query_cut = self._query(query)
-        engine, cache = self._lease.loaded.engine, self._lease.loaded.vectors
-        answer = engine.submit([asked])
+        cache = self._lease.loaded.vectors
         found: list[Vectors | None] = []
         chunks: list[_Chunk] = []
         tokens = len(asked)
-        for start in range(0, len(passages), CHUNK):
-            keys = [self._key(text) for text in passages[start : start + CHUNK]]
-            known = [cache.get(key) for key in keys]
-            found += known
-            new = [i for i, vectors in enumerate(known) if vectors is None]
-            if new:
-                sequences, firsts, cut = self._sequences([passages[start + i] for i in new], start)
-                rows = engine.submit(sequences)
-                tokens += sum(map(len, sequences))
-                chunks.append(_Chunk([start + i for i in new], [keys[i] for i in new], firsts, cut, rows))
-        yield [answer, *(chunk.rows for chunk in chunks)]
-        for chunk in chunks:
-            for place, key, vectors in zip(chunk.places, chunk.keys, chunk.vectors(), strict=True):
-                found[place] = vectors
-                if np.isfinite(vectors.rows).all():
-                    cache.put(key, vectors, vectors.rows.nbytes)
+        with self._lease.open() as session:
+            if room := session.backlog:
+                yield room
+            answer = session.submit([asked])
+            for start in range(0, len(passages), CHUNK):
+                keys = [self._key(text) for text in passages[start : start + CHUNK]]
+                known = [cache.get(key) for key in keys]
+                found += known
+                new = [i for i, vectors in enumerate(known) if vectors is None]
+                if new:
+                    sequences, firsts, cut = self._sequences([passages[start + i] for i in new], start)
+                    rows = session.submit(sequences)
+                    tokens += sum(map(len, sequences))
+                    chunks.append(_Chunk([start + i for i in new], [keys[i] for i in new], firsts, cut, rows))
+                if late := session.backlog:
+                    yield late
+            yield session.pending
+            for chunk in chunks:
+                for place, key, vectors in zip(chunk.places, chunk.keys, chunk.vectors(), strict=True):
+                    found[place] = vectors
+                    if np.isfinite(vectors.rows).all():
+                        cache.put(key, vectors, vectors.rows.nbytes)
+            query_row = answer.result()[0]
         all_vectors = [vectors for vectors in found if vectors is not None]
-        logits = self._compare(answer.result()[0], all_vectors)
+        logits = self._compare(query_row, all_vectors)
         truncated = np.array([vectors.truncated for vectors in all_vectors], dtype=np.bool_) | query_cut
         return Scores(logits, truncated, tokens, len(passages) - sum(len(chunk.places) for chunk in chunks))
 

@@ -64,19 +64,24 @@ class CrossEncoderScorer:
         """One sequence for each passage, or for each of its windows."""
         space = self._max_length - self._template.overhead
         asked = self._tokenizer.encode([self._prompt + query], limit=space)[0]
-        pending: list[Future[Outputs]] = []
+        answers: list[Future[Outputs]] = []
         firsts: list[int] = []  # of each passage: its first sequence
         cut: list[NDArray[np.bool_]] = []
         count = tokens = 0
-        for start in range(0, len(passages), CHUNK):
-            owners, sequences, lost = self._sequences(asked, passages[start : start + CHUNK], space, start)
-            firsts += [count + i for i, owner in enumerate(owners) if i == 0 or owner != owners[i - 1]]
-            count += len(sequences)
-            tokens += sum(map(len, sequences))
-            cut.append(lost)
-            pending.append(self._lease.loaded.engine.submit(sequences))
-        yield pending
-        logits = relevance(np.concatenate([future.result() for future in pending]))
+        with self._lease.open() as session:
+            if room := session.backlog:
+                yield room
+            for start in range(0, len(passages), CHUNK):
+                owners, sequences, lost = self._sequences(asked, passages[start : start + CHUNK], space, start)
+                firsts += [count + i for i, owner in enumerate(owners) if i == 0 or owner != owners[i - 1]]
+                count += len(sequences)
+                tokens += sum(map(len, sequences))
+                cut.append(lost)
+                answers.append(session.submit(sequences))
+                if late := session.backlog:
+                    yield late
+            yield session.pending
+            logits = relevance(np.concatenate([answer.result() for answer in answers]))
         return Scores(np.maximum.reduceat(logits, firsts), np.concatenate(cut), tokens)
 
     def _sequences(

@@ -26,7 +26,7 @@ from pydantic.json_schema import SkipJsonSchema
 import tamis
 from tamis.lazy import LazyReranker
 from tamis.long_documents import LongDocuments
-from tamis.options import CACHE_BYTES, Attention, Head, LoadOptions
+from tamis.options import CACHE_BYTES, QUEUE_TOKENS, Attention, Head, LoadOptions, Overload
 
 dispatcher = get_dispatcher(__name__)
 
@@ -43,9 +43,16 @@ _CHECKED = (  # what LoadOptions can judge one by one
     "attention",
     "head",
     "cache_bytes",
+    "score_cache_bytes",
+    "weight",
+    "overload",
+    "queue_tokens",
+    "mode",
+    "dtype",
+    "device",
 )
-_LOAD = ("model", "mode", "family", "device", "dtype", "revision", "trust_remote_code", *_CHECKED)
-_RANK = ("top_n", "min_score", "max_tokens", "tokenizer")
+_LOAD = ("model", "family", "revision", "trust_remote_code", *_CHECKED)
+_RANK = ("top_n", "min_score", "max_tokens", "tokenizer", "timeout")
 
 Count = Annotated[int, Field(ge=1, strict=True)]
 
@@ -83,7 +90,10 @@ class TamisRerank(BaseNodePostprocessor):
     mode: str | None = Field(default=None, description="As in tamis.load; read from the checkpoint if None.")
     family: str | None = Field(default=None, description="One of tamis.list_families(); read from the checkpoint.")
     num_layers: int | None = Field(default=None, description="Keep only the first n layers of a deeper model.")
-    device: str | None = Field(default=None, description='"cpu", "cuda:0", ...; the first CUDA device, else the CPU.')
+    device: str | Sequence[str] | None = Field(
+        default=None,
+        description='"cpu", "cuda:0", ...; or several, a copy on each; the first CUDA device, else the CPU.',
+    )
     dtype: str = Field(default="auto", description='"auto", "float32", "bfloat16" or "float16".')
     max_length: int | None = Field(default=None, description="Tokens read of query and passage together.")
     dim: int | Sequence[int] | None = Field(
@@ -100,6 +110,10 @@ class TamisRerank(BaseNodePostprocessor):
     head: Head = Field(default="require", description='"require" refuses a checkpoint without a trained head.')
     trust_remote_code: bool = Field(default=False, description="Run Python code that the checkpoint brings along.")
     cache_bytes: int = Field(default=CACHE_BYTES, description="bi-encoder: memory for passage vectors between calls.")
+    score_cache_bytes: int = Field(default=0, description="Memory for the outcome of sequences between calls.")
+    weight: float | None = Field(default=None, description="This reranker's own share of the device; 2 is twice 1.")
+    overload: Overload = Field(default="error", description='A full queue: "error" refuses at once, "wait" waits.')
+    queue_tokens: int = Field(default=QUEUE_TOKENS, description="Tokens that may wait before the queue is full.")
 
     top_n: Count | None = Field(default=None, description="Keep this many nodes at most; None is no limit.")
     min_score: float | None = Field(
@@ -111,6 +125,10 @@ class TamisRerank(BaseNodePostprocessor):
     tokenizer: Any = Field(
         default=None,
         description="What max_tokens counts with, as in Reranker.rank. Only a name is kept in dumps.",
+    )
+
+    timeout: float | None = Field(
+        default=None, gt=0, description="Seconds after which a call raises tamis.DeadlineExceeded."
     )
 
     metadata_mode: MetadataMode = Field(

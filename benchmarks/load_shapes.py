@@ -1,0 +1,272 @@
+"""Who is asked, and how: everybody at once, one small request under a huge one, or arrivals at random.
+
+All contenders load one checkpoint, and each answers a request with the logits of its passages, in their order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import workload as loads
+from peers import Logits
+
+from tamis import Reranker
+from tamis.engine.sequences import Tokens, by_length, cut
+
+SHARE = 3  # a passage is this part of one of the speed benchmark's: a round takes about a minute on two cores
+QUERY_WORDS = 8
+HEAD_START = 0.3  # seconds that a huge request has before the first small one
+
+
+@dataclass(frozen=True)
+class Request:
+    """A query and its passages."""
+
+    query: str
+    passages: list[str]
+
+
+Ask: TypeAlias = Callable[[Request], Awaitable[Logits]]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to serve requests.
+
+    Attributes:
+        name: In the tables.
+        ask: Answers one request, any number of them at a time.
+        around: Entered before the clock starts and left after it: a library that has threads starts them here.
+    """
+
+    name: str
+    ask: Ask
+    around: Callable[[], AbstractAsyncContextManager[Any]] = nullcontext
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one closed loop: seconds in all, seconds to each answer, and requests that got an error instead."""
+
+    seconds: float
+    latencies: list[float]
+    failed: int = 0
+
+
+# -- requests ---------------------------------------------------------------------------------------------------------
+
+
+def requests(count: int, passages: int, seed: int) -> list[Request]:
+    """Requests of mixed lengths, each with a query of its own."""
+    texts = [
+        _beginning(text, max(loads.SHORTEST, len(text.split()) // SHARE))
+        for text in loads.passages(count * passages, seed)
+    ]
+    queries = [_beginning(text, QUERY_WORDS) for text in loads.passages(count, seed + 1)]
+    return [Request(query, texts[i * passages : (i + 1) * passages]) for i, query in enumerate(queries)]
+
+
+def unlike(requests: Sequence[Request], number: int) -> Request:
+    """Request `number` of an endless row that repeats no pair for a long time: equal ones would be computed once."""
+    again, place = divmod(number, len(requests))
+    return Request(requests[(place + again) % len(requests)].query, requests[place].passages)
+
+
+def _beginning(text: str, words: int) -> str:
+    return " ".join(text.split()[:words])
+
+
+# -- contenders -------------------------------------------------------------------------------------------------------
+
+
+def executor(checkpoint: Path) -> Contender:
+    """What LlamaIndex and LangChain do by default: `CrossEncoder.predict` on a thread of the loop's own pool."""
+    import torch
+    from sentence_transformers import CrossEncoder
+
+    model = CrossEncoder(str(checkpoint), device="cpu", model_kwargs={"dtype": torch.float32})
+
+    def predict(request: Request) -> Logits:
+        pairs = [(request.query, passage) for passage in request.passages]
+        return model.predict(pairs, activation_fn=torch.nn.Identity(), show_progress_bar=False).astype(np.float64)
+
+    return Contender("sentence-transformers in threads", lambda request: asyncio.to_thread(predict, request))
+
+
+def infinity(checkpoint: Path) -> Contender:
+    """infinity's engine, whose fast path (BetterTransformer) is not made for transformers 5 and stays off."""
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    from infinity_emb import AsyncEmbeddingEngine, EngineArgs
+
+    arguments = EngineArgs(
+        model_name_or_path=str(checkpoint), engine="torch", device="cpu", dtype="float32", bettertransformer=False,
+        model_warmup=False,
+    )  # fmt: skip
+    engine = AsyncEmbeddingEngine.from_args(arguments)
+
+    async def ask(request: Request) -> Logits:
+        results, _ = await engine.rerank(query=request.query, docs=request.passages, raw_scores=True)
+        return _placed((result.index, result.relevance_score) for result in results)
+
+    return Contender("infinity", ask, lambda: engine)
+
+
+def tamis_arank(reranker: Reranker, dtype: str) -> Contender:
+    """Tamis with its defaults."""
+
+    async def ask(request: Request) -> Logits:
+        ranking = await reranker.arank(request.query, request.passages)
+        return _placed((hit.index, hit.logit) for hit in ranking)
+
+    return Contender(f"Tamis arank {dtype}", ask)
+
+
+def _placed(pairs: Iterator[tuple[int, float]]) -> Logits:
+    found = dict(pairs)
+    return np.array([found[i] for i in range(len(found))], np.float64)
+
+
+class Direct:
+    """Tamis's runner called by hand: no queue, no threads, no futures, and all that is to come is known.
+
+    Args:
+        checkpoint: Loaded once more, beside the reranker's own.
+        dtype: As `tamis.load` takes it.
+        batch_tokens: Tokens of a batch.
+    """
+
+    def __init__(self, checkpoint: Path, dtype: str, batch_tokens: int) -> None:
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        from tamis.engine.architectures import ARCHITECTURES
+        from tamis.engine.attention import PACKED
+        from tamis.engine.classifier import classifier_runner
+        from tamis.engine.devices import choose_device, choose_dtype
+        from tamis.tokenizing import TextTokenizer
+
+        chosen = choose_dtype(dtype, choose_device("cpu"))
+        model = AutoModelForSequenceClassification.from_pretrained(
+            checkpoint, dtype=chosen, attn_implementation=PACKED
+        ).eval()
+        self._tokenizer = TextTokenizer(AutoTokenizer.from_pretrained(checkpoint))
+        self._template = self._tokenizer.template(2)
+        self._runner = classifier_runner(model, ARCHITECTURES["bert"], self._tokenizer.pad_id, loads.MAX_LENGTH)
+        self.batch_tokens = batch_tokens
+
+    def sequences(self, request: Request) -> list[Tokens]:
+        """One for each passage."""
+        query = self._tokenizer.encode([request.query])[0]
+        return [self._template.fill(query, passage) for passage in self._tokenizer.encode(request.passages)]
+
+    def logits(self, sequences: Sequence[Tokens]) -> Logits:
+        """Of all sequences, sorted by length together, batch by batch."""
+        ranked = by_length([len(tokens) for tokens in sequences])
+        batches = cut([len(sequences[i]) for i in ranked], self.batch_tokens, padded=self._runner.padded)
+        logits = np.zeros(len(sequences))
+        for batch in batches:
+            logits[ranked[batch]] = self._runner.run([sequences[i] for i in ranked[batch]])[:, 0]
+        return logits
+
+    def full_batch(self, sequences: Sequence[Tokens]) -> list[Tokens]:
+        """Exactly `batch_tokens` tokens, the last sequence cut to fit."""
+        ends = list(accumulate(map(len, sequences)))
+        last = next(i for i, end in enumerate(ends) if end >= self.batch_tokens)
+        left = len(sequences[last]) - (ends[last] - self.batch_tokens)
+        ids, types = sequences[last].ids, sequences[last].type_ids
+        return [*sequences[:last], Tokens(ids[:left], None if types is None else types[:left])]
+
+
+# -- shapes -----------------------------------------------------------------------------------------------------------
+
+
+async def closed_loop(contender: Contender, requests: Sequence[Request]) -> Outcome:
+    """All requests at once."""
+    async with contender.around():
+        start = time.perf_counter()
+
+        async def one(request: Request) -> float | None:
+            try:
+                await contender.ask(request)
+            except RuntimeError:  # a tokenizer's "Already borrowed", where threads share one
+                return None
+            return time.perf_counter() - start
+
+        seconds = await asyncio.gather(*map(one, requests))
+        done = [each for each in seconds if each is not None]
+        return Outcome(time.perf_counter() - start, done, len(requests) - len(done))
+
+
+async def open_loop(contender: Contender, requests: Sequence[Request], rate: float, count: int, seed: int) -> Outcome:
+    """Poisson arrivals, `rate` a second; latencies are counted from when a request was due, not from when it left."""
+    due = np.random.default_rng(seed).exponential(1 / rate, count).cumsum()
+    async with contender.around():
+        start = time.perf_counter()
+
+        async def one(number: int) -> float | None:
+            await asyncio.sleep(start + due[number] - time.perf_counter())
+            try:
+                await contender.ask(unlike(requests, number))
+            except RuntimeError:
+                return None
+            return time.perf_counter() - start - float(due[number])
+
+        seconds = await asyncio.gather(*map(one, range(count)))
+        done = [each for each in seconds if each is not None]
+        return Outcome(time.perf_counter() - start, done, count - len(done))
+
+
+async def under(
+    contender: Contender, huge: Request, small: Sequence[Request], pause: float, limit: float, seed: int
+) -> Outcome:
+    """Small requests one after another while a huge one runs, each after up to `pause` seconds.
+
+    The huge one is withdrawn after `limit` seconds. Small ones count that were answered before it ended.
+    """
+    rng = np.random.default_rng(seed)
+    start = time.perf_counter()
+    job = asyncio.ensure_future(contender.ask(huge))
+    await asyncio.sleep(HEAD_START)
+    latencies: list[float] = []
+    while not job.done() and time.perf_counter() - start < limit:
+        await asyncio.sleep(rng.uniform(0, pause))
+        before = time.perf_counter()
+        await contender.ask(unlike(small, len(latencies)))
+        if not job.done():
+            latencies.append(time.perf_counter() - before)
+    job.cancel()
+    await asyncio.wait({job})
+    if not job.cancelled():
+        job.result()  # its error, if it has one
+    return Outcome(time.perf_counter() - start, latencies)
+
+
+async def alone(
+    reranker: Reranker, direct: Direct, requests: Sequence[Request], pause: float
+) -> dict[str, list[float]]:
+    """Seconds of each request on an idle engine, from the runner alone to `arank`."""
+    seconds: dict[str, list[float]] = {"runner": [], "tokenise, runner": [], "rank": [], "arank": []}
+    for turn, request in enumerate(requests):
+        sequences = direct.sequences(request)
+        for place in range(len(seconds)):
+            name = list(seconds)[(turn + place) % len(seconds)]
+            await asyncio.sleep(pause)
+            start = time.perf_counter()
+            if name == "runner":
+                direct.logits(sequences)
+            elif name == "tokenise, runner":
+                direct.logits(direct.sequences(request))
+            elif name == "rank":
+                reranker.rank(request.query, request.passages)
+            else:
+                await reranker.arank(request.query, request.passages)
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
