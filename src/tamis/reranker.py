@@ -8,11 +8,13 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, Self, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, Self, TypeVar
 from weakref import WeakSet
 
 import numpy as np
 
+from tamis import telemetry
 from tamis.budget import DEFAULT_ENCODING, TokenCounter, Tokenizer, fit, token_counter
 from tamis.engine.counters import quantiles
 from tamis.errors import Closed, InvalidInput, InvalidScore
@@ -25,6 +27,13 @@ from tamis.types import Hit, Passage, Ranking, Usage
 T = TypeVar("T")
 
 IN_FLIGHT = 32  # requests that rank_many keeps under way, so that small ones share batches
+
+
+@dataclass(frozen=True, slots=True)
+class _Call(Generic[T]):
+    operation: str
+    passages: int
+    steps: Steps[T]
 
 
 class Reranker:
@@ -136,10 +145,10 @@ class Reranker:
         try:
             for index, (query, passages) in enumerate(requests):
                 try:
-                    steps = self._ranking(query, passages, cut)
+                    call = self._ranking(query, passages, cut)
                 except InvalidInput as error:
                     raise InvalidInput(f"Request {index}: {error}") from error
-                running.append((self._start(steps), time.monotonic()))
+                running.append((self._start(call), time.monotonic()))
                 if len(running) >= IN_FLIGHT:
                     yield finished()
             while running:
@@ -198,31 +207,31 @@ class Reranker:
 
     # -- the steps of each call: input is checked and copied at once, in the caller's thread ------------------------
 
-    def _ranking(self, query: str, passages: Sequence[str | Passage], cut: Cut) -> Steps[Ranking]:
+    def _ranking(self, query: str, passages: Sequence[str | Passage], cut: Cut) -> _Call[Ranking]:
         given = checked(query, passages)
 
         def steps() -> Steps[Ranking]:
             scores = yield from self._finite_scores(query, given)
             return self._cut(given, scores, cut)
 
-        return steps()
+        return _Call("rank", len(given), steps())
 
-    def _logits(self, query: str, passages: Sequence[str | Passage]) -> Steps[list[float]]:
+    def _logits(self, query: str, passages: Sequence[str | Passage]) -> _Call[list[float]]:
         given = checked(query, passages)
 
         def steps() -> Steps[list[float]]:
             scores = yield from self._finite_scores(query, given)
             return [float(logit) for logit in scores.logits]
 
-        return steps()
+        return _Call("logits", len(given), steps())
 
-    def _scores(self, query: str, passages: Sequence[str | Passage]) -> Steps[list[float]]:
+    def _scores(self, query: str, passages: Sequence[str | Passage]) -> _Call[list[float]]:
         logits = self._logits(query, passages)
 
         def steps() -> Steps[list[float]]:
-            return [float(self._scorer.to_score(logit)) for logit in (yield from logits)]
+            return [float(self._scorer.to_score(logit)) for logit in (yield from logits.steps)]
 
-        return steps()
+        return _Call("score", logits.passages, steps())
 
     def _finite_scores(self, query: str, given: list[Passage]) -> Steps[Scores]:
         if not given:
@@ -261,18 +270,18 @@ class Reranker:
 
     # -- how they are driven ----------------------------------------------------------------------------------------
 
-    def _run(self, steps: Steps[T], timeout: float | None) -> T:
+    def _run(self, call: _Call[T], timeout: float | None) -> T:
         check_timeout(timeout)
-        return self._open(steps).run(timeout)
+        return self._open(call).run(timeout)
 
-    def _start(self, steps: Steps[T]) -> Future[T]:
-        return self._open(steps).start()
+    def _start(self, call: _Call[T]) -> Future[T]:
+        return self._open(call).start()
 
-    async def _await(self, steps: Steps[T], timeout: float | None) -> T:
+    async def _await(self, call: _Call[T], timeout: float | None) -> T:
         import asyncio
 
         check_timeout(timeout)
-        future = self._start(steps)
+        future = self._start(call)
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), timeout)
         except TimeoutError:
@@ -280,16 +289,17 @@ class Reranker:
                 raise late(timeout) from None
             raise
 
-    def _open(self, steps: Steps[T]) -> Request[T]:
-        request = Request(self._timed(steps))
+    def _open(self, call: _Call[T]) -> Request[T]:
+        request = Request(self._timed(call.steps, time.perf_counter()))
         with self._lock:
             if self._closed:
                 raise self._closed_error()
             self._requests.add(request)
+        about = {"model": self.model, "mode": self.mode, "passages": call.passages}
+        telemetry.started(call.operation, about, request.future)
         return request
 
-    def _timed(self, steps: Steps[T]) -> Generator[Any, None, T]:
-        start = time.perf_counter()
+    def _timed(self, steps: Steps[T], start: float) -> Generator[Any, None, T]:
         result = yield from steps
         with self._lock:
             self._latencies.append(time.perf_counter() - start)

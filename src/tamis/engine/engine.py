@@ -103,7 +103,7 @@ class Engine:
     Args:
         runners: The model, once for each device.
         batch_tokens: What a batch may cost; lowered when a device runs out of memory, and raised again slowly.
-        name: Of the threads, for debuggers.
+        name: Of the model; the threads have it too.
         queue_tokens: What may wait before `admit` refuses.
         score_bytes: How much memory rows may take that are kept for sequences to come; 0 keeps none.
     """
@@ -119,10 +119,10 @@ class Engine:
     ) -> None:
         self._devices = [_Device(runner, batch_tokens, batch_tokens) for runner in runners]
         self._batch_tokens = batch_tokens
-        self._name = name
+        self.name = name
         self._limit = queue_tokens
         self._kept: ByteLRU[Row] = ByteLRU(score_bytes)
-        self._closed = False
+        self.closed = False
         self._forked = False
         self._start()
         _ENGINES.add(self)
@@ -206,9 +206,9 @@ class Engine:
     def close(self) -> None:
         """Stops after the running batches. Whoever still waits gets `Closed`."""
         with self._wake:
-            if self._closed:
+            if self.closed:
                 return
-            self._closed = True
+            self.closed = True
             self._wake.notify_all()
             threads = [device.thread for device in self._devices if device.alive()]
         self._drop(_closed())
@@ -221,7 +221,7 @@ class Engine:
     # -- the queue --------------------------------------------------------------------------------------------------
 
     def _check(self) -> None:
-        if self._closed:
+        if self.closed:
             raise Closed("The engine was closed. Load the model again with tamis.load().")
         if self._forked and not all(device.runner.survives_fork for device in self._devices):
             raise DeviceLost(
@@ -286,7 +286,7 @@ class Engine:
         for number, device in enumerate(self._devices):
             if not device.alive():  # the first call, after a thread died, or in a child after a fork
                 device.thread = threading.Thread(
-                    target=self._loop, args=(device,), name=f"tamis-{self._name}-{number}", daemon=True
+                    target=self._loop, args=(device,), name=f"tamis-{self.name}-{number}", daemon=True
                 )
                 device.thread.start()
 
@@ -307,9 +307,9 @@ class Engine:
     def _take(self, device: _Device) -> list[Work[_Sequence]]:
         """Waits for work; returns about `WINDOW` batches of it, or nothing when closed."""
         with self._wake:
-            while not self._scheduler and not self._closed:
+            while not self._scheduler and not self.closed:
                 self._wake.wait()
-            if self._closed:
+            if self.closed:
                 return []
             works = self._scheduler.take(WINDOW * device.budget)
             self._make_room()
@@ -450,6 +450,11 @@ def _closed() -> Closed:
 
 
 _ENGINES: WeakSet[Engine] = WeakSet()
+
+
+def engines() -> list[Engine]:
+    """Every engine of this process that is open."""
+    return [engine for engine in list(_ENGINES) if not engine.closed]
 
 
 def _renew_all() -> None:
