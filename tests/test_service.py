@@ -506,3 +506,22 @@ def test_ten_minutes_of_mixed_load_leave_memory_flat(classifier):
 def test_torch_is_not_imported_by_the_scheduler():
     code = "import sys, tamis.engine.scheduler, tamis.engine.counters; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_deadline_that_is_met_or_missed_by_a_hair(classifier):
+    """Either the ranking or `DeadlineExceeded`, never a bare error from between the two."""
+    with tamis.load(classifier("bert"), dtype="float32") as reranker:
+        typical = []
+        for _ in range(5):
+            start = time.perf_counter()
+            asyncio.run(reranker.arank(QUERY, ["a"]))
+            typical.append(time.perf_counter() - start)
+
+        async def many():
+            calls = [
+                reranker.arank(QUERY, [f"a {i}"], timeout=sorted(typical)[2] * (i % 20 + 1) / 8) for i in range(400)
+            ]
+            return await asyncio.gather(*calls, return_exceptions=True)
+
+        outcomes = asyncio.run(many())
+    assert {type(outcome) for outcome in outcomes} <= {tamis.Ranking, tamis.DeadlineExceeded}

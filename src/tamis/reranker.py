@@ -282,12 +282,17 @@ class Reranker:
 
         check_timeout(timeout)
         future = self._start(call)
+        waiting = asyncio.wrap_future(future)
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(future), timeout)
-        except TimeoutError:
-            if future.cancelled():  # by wait_for; any other is an error of the steps themselves
-                raise late(timeout) from None
-            raise
+            # Not wait_for: its TimeoutError cannot be told from one that the steps themselves raise.
+            done, _ = await asyncio.wait([waiting], timeout=timeout)
+            if not done:
+                raise late(timeout)
+            return waiting.result()
+        finally:
+            if not waiting.done():
+                waiting.cancel()
+                future.cancel()
 
     def _open(self, call: _Call[T]) -> Request[T]:
         request = Request(self._timed(call.steps, time.perf_counter()))
