@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+from weakref import WeakSet
 
 T = TypeVar("T")
 
@@ -27,6 +29,7 @@ class ByteLRU(Generic[T]):
         self.misses = 0
         self._values: OrderedDict[Hashable, tuple[T, int]] = OrderedDict()
         self._lock = threading.Lock()
+        _CACHES.add(self)
 
     def get(self, key: Hashable) -> T | None:
         """The value, which is now the newest; or None."""
@@ -51,3 +54,18 @@ class ByteLRU(Generic[T]):
             self.size += size
             while self.size > self.limit:
                 self.size -= self._values.popitem(last=False)[1][1]
+
+    def _after_fork(self) -> None:
+        self._lock = threading.Lock()  # a thread of the parent may have held it
+
+
+_CACHES: WeakSet[ByteLRU[Any]] = WeakSet()
+
+
+def _renew_all() -> None:
+    for cache in list(_CACHES):
+        cache._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_all)

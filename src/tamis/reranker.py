@@ -7,7 +7,7 @@ import time
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any, Generic, Self, TypeVar
 from weakref import WeakSet
@@ -316,10 +316,7 @@ class Reranker:
 
 
 def _in_time(future: Future[T], timeout: float | None, start: float) -> T:
-    try:
-        return future.result(None if timeout is None else max(0.0, start + timeout - time.monotonic()))
-    except TimeoutError:
-        if future.done() and not future.cancelled():  # an error of the steps themselves
-            raise
+    if wait([future], None if timeout is None else max(0.0, start + timeout - time.monotonic())).not_done:
         future.cancel()
-        raise late(timeout) from None
+        raise late(timeout)
+    return future.result()

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from tamis.engine.architectures import Architecture
+from tamis.engine.device import Runner
 from tamis.engine.encoder import TOLERANCE, Encoder, Readable, WholeModel, probe
-from tamis.engine.engine import Runner
 
 _CHECK_LENGTHS = (12, 31)
 

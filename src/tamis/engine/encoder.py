@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tamis.engine.architectures import Architecture, Readout
 from tamis.engine.attention import Unpackable
 from tamis.engine.cpu import Tuned
-from tamis.engine.engine import Outputs
+from tamis.engine.device import Outputs
 from tamis.engine.packing import Layout, ids_of, packed, positions_of, type_ids_of
 from tamis.engine.sequences import Tokens
 

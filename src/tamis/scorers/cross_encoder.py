@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tamis.budget import TokenCounter
-from tamis.engine.engine import Outputs
+from tamis.engine.device import Outputs
 from tamis.engine.loaded import Lease
 from tamis.engine.sequences import Tokens
 from tamis.errors import InputTooLong

@@ -1,0 +1,183 @@
+"""One copy of the model on one device, and the thread that runs it.
+
+It takes work where there is some, cuts it into batches that fit, and hands each row back. Nothing that goes wrong in
+one batch touches another: out-of-memory halves the batch and lowers the budget, any other error is traced to the
+sequences that cause it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tamis.engine.counters import Counters
+from tamis.engine.requests import Row, Sent
+from tamis.engine.scheduler import Work
+from tamis.engine.sequences import Tokens, by_length, cut
+from tamis.errors import OutOfMemory
+
+logger = logging.getLogger(__name__)
+
+CALM = 50  # batches without an out-of-memory error, after which the budget grows again
+PATIENCE = 8  # sequences of a batch that fail by themselves, and none that does not, before the rest is given up
+
+Outputs = NDArray[np.float32]
+
+
+class Runner(Protocol):
+    """A model on a device. The engine calls it from its own thread, and from no other."""
+
+    @property
+    def padded(self) -> bool:
+        """Whether a batch costs its longest length times its size, instead of the sum of its lengths."""
+
+    @property
+    def survives_fork(self) -> bool:
+        """Whether the model still works in a forked child: on a CPU it does, CUDA's contexts do not."""
+
+    def run(self, batch: Sequence[Tokens]) -> Outputs:
+        """One row of float32 for each sequence, shape (len(batch), k). Raises torch.OutOfMemoryError as torch does."""
+
+    def free(self) -> None:
+        """Lets go of the model."""
+
+
+class Exchange(Protocol):
+    """Where a device gets work and brings rows: the engine."""
+
+    counters: Counters
+
+    def take(self, room: int) -> list[Work[Sent]]:
+        """Waits for work; nothing when there will be no more."""
+
+    def give(self, work: Work[Sent], row: Row) -> None:
+        """A row is done."""
+
+    def fail(self, works: Sequence[Work[Sent]], error: BaseException) -> None:
+        """Nothing will come of these."""
+
+    def wanted(self, work: Work[Sent]) -> bool:
+        """Whether anybody waits for it still; if not, it is forgotten."""
+
+    def died(self, device: Device, error: BaseException, works: Sequence[Work[Sent]]) -> None:
+        """The device's thread ends with `error`, and with `works` undone."""
+
+
+class Device:
+    """One copy of the model, its thread, and what fits it.
+
+    Args:
+        runner: The model.
+        batch_tokens: What a batch may cost; lowered when the device runs out of memory, and raised again slowly.
+    """
+
+    def __init__(self, runner: Runner, batch_tokens: int) -> None:
+        self.runner = runner
+        self.budget = batch_tokens
+        self.thread: threading.Thread | None = None
+        self._full = batch_tokens
+        self._calm = 0
+
+    def alive(self) -> bool:
+        """Whether its thread runs."""
+        return self.thread is not None and self.thread.is_alive()
+
+    def start(self, exchange: Exchange, name: str) -> None:
+        """Starts its thread."""
+        self.thread = threading.Thread(target=self._loop, args=(exchange,), name=name, daemon=True)
+        self.thread.start()
+
+    def _loop(self, exchange: Exchange) -> None:
+        works: list[Work[Sent]] = []
+        try:
+            while works := exchange.take(self.budget):
+                self._run(exchange, works)
+                works = []  # nothing of a request is kept while the thread waits for the next
+        except BaseException as error:
+            logger.exception("A thread of the engine died.")
+            exchange.died(self, error, works)
+
+    def _run(self, exchange: Exchange, works: list[Work[Sent]]) -> None:
+        todo = [works[i] for i in by_length([work.cost for work in works])]
+        while todo:
+            todo = [work for work in todo if exchange.wanted(work)]
+            batches = cut([work.cost for work in todo], self.budget, padded=self.runner.padded)
+            if not batches:
+                return
+            # Only the first is run: a batch that does not fit changes the budget, and with it all later cuts.
+            batch, todo = todo[batches[0]], todo[batches[0].stop :]
+            todo = self._one(exchange, batch) + todo
+
+    def _one(self, exchange: Exchange, batch: list[Work[Sent]]) -> list[Work[Sent]]:
+        """Runs a batch and delivers it; returns what must run again in smaller batches."""
+        from torch import OutOfMemoryError
+
+        start = time.perf_counter()
+        try:
+            rows = self.runner.run([work.payload.tokens for work in batch])
+        except OutOfMemoryError as error:
+            return self._smaller(exchange, batch, error)
+        except Exception as error:  # noqa: BLE001 - it belongs to those who sent it, and the engine lives on
+            self._isolate(exchange, batch, error)
+            return []
+        exchange.counters.ran([work.cost for work in batch], time.perf_counter() - start, padded=self.runner.padded)
+        self._grow()
+        for work, row in zip(batch, rows, strict=True):
+            exchange.give(work, row)
+        return []
+
+    def _isolate(self, exchange: Exchange, batch: list[Work[Sent]], error: Exception) -> None:
+        """Finds the sequences that make the model raise by halving; the others of the batch are answered.
+
+        Where not one half goes through and `PATIENCE` single sequences have failed, the model itself is broken.
+        """
+        parts, failed, answered = [(batch, error)], 0, False
+        while parts:
+            part, error = parts.pop()
+            part = [work for work in part if exchange.wanted(work)]
+            if not part:
+                continue
+            if len(part) == 1 or (failed >= PATIENCE and not answered):
+                failed += 1
+                exchange.fail(part, error)
+                continue
+            exchange.counters.splits += 1
+            for half in (part[len(part) // 2 :], part[: len(part) // 2]):
+                try:
+                    rows = self.runner.run([work.payload.tokens for work in half])
+                except Exception as again:  # noqa: BLE001
+                    parts.append((half, again))
+                    continue
+                answered = True
+                for work, row in zip(half, rows, strict=True):
+                    exchange.give(work, row)
+
+    def _smaller(self, exchange: Exchange, batch: list[Work[Sent]], error: BaseException) -> list[Work[Sent]]:
+        exchange.counters.out_of_memory += 1
+        self._calm = 0
+        cost = sum(work.cost for work in batch)
+        if len(batch) == 1:
+            failure = OutOfMemory(
+                f"A sequence of {cost} tokens alone does not fit the device's memory; load the model with a smaller "
+                "max_length, or on another device."
+            )
+            failure.__cause__ = error.with_traceback(None)  # whose frames would keep the tensors alive
+            exchange.fail(batch, failure)
+            return []
+        self.budget = max(1, min(self.budget, cost) // 2)
+        logger.warning("Out of memory at %d tokens a batch; going on with %d.", cost, self.budget)
+        return batch
+
+    def _grow(self) -> None:
+        """Slowly back to the full budget: what took the memory may have gone."""
+        if self.budget < self._full:
+            self._calm += 1
+            if self._calm >= CALM:
+                self._calm = 0
+                self.budget = min(self._full, self.budget + max(1, self.budget // 8))
