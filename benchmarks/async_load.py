@@ -1,6 +1,6 @@
 """How Tamis serves many at once on this CPU, beside what the frameworks do without it.
 
-    python benchmarks/async_load.py [--rounds 3] [--requests 64] [--passages 20] [--quick] [--json FILE] [--plot FILE.png]
+    python benchmarks/async_load.py [--rounds 3] [--requests 64] [--passages 20] [--quick] [--json FILE] [--plot FILE]
 
 One process loads all contenders with identical weights. Three loads: all requests at once (in rounds, each in another
 order), a small request under a huge one, and Poisson arrivals at shares of the measured offline capacity. Compare the
@@ -12,39 +12,35 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib.metadata
 import json
 import logging
 import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeAlias
 
 import load_shapes as shapes
 import machine
 import numpy as np
 import torch
 import workload as loads
-from load_shapes import Contender, Direct, Outcome, Request
-from peers import tamis_auto_dtype
-from rich.console import Console
+from load_shapes import Contender, Direct, Outcome, Request, quantiles
+from peers import Logits, tamis_auto_dtype
 from rich.table import Table
+from speed import PAUSE, console
 
 import tamis
-from tamis import Reranker
 
-DTYPES = ("float32", "auto")
-PAUSE = 0.2  # seconds between two contenders: thread pools spin a little after their work is done
-WARM = 8  # requests
-STUCK = 60.0  # seconds after which a contender that does not answer is left out
+Run: TypeAlias = Callable[[], Awaitable[Outcome]]
 
-console = Console(width=None if Console().is_terminal else 120)
+WARM = 4  # requests
+STUCK = 60.0  # seconds after which a peer that does not answer is left out
 
 
 @dataclass(frozen=True)
@@ -54,17 +50,17 @@ class Size:
     rounds: int = 3
     requests: int = 64
     passages: int = 20
-    time: float = 170.0  # for all rounds
+    time: float = 190.0  # for all rounds
     huge: int = 5000  # passages
-    huge_time: float = 45.0
+    huge_time: float = 45.0  # after which it is withdrawn
     small: int = 10  # passages
-    repeats: int = 60
+    repeats: int = 40  # of a small request on an idle engine
     loads: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
     open_time: float = 4.0  # of arrivals, for each load
-    arrivals: int = 12  # at least
+    arrivals: int = 12  # at least, for each load
 
 
-QUICK = Size(1, 16, 20, 30.0, 500, 8.0, 10, 16, (0.3, 0.9), 1.5, 6)
+QUICK = Size(1, 8, 20, 30.0, 400, 8.0, 10, 8, (0.3, 0.9), 1.0, 4)
 
 
 def main() -> None:
@@ -80,9 +76,7 @@ def main() -> None:
         checkpoint = Path(folder) / "cross-encoder"
         loads.save_checkpoint(checkpoint, loads.SEED)
         report = asyncio.run(measure(checkpoint, size))
-    show_closed(report)
-    show_small(report)
-    show_open(report)
+    show(report)
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if arguments.plot:
@@ -90,54 +84,53 @@ def main() -> None:
 
 
 def parse() -> tuple[argparse.Namespace, Size]:
+    """The command line, and how much it asks for."""
     parser = argparse.ArgumentParser(description="Compare Tamis with its peers when many ask at once.")
     for name in ("rounds", "requests", "passages"):
         parser.add_argument(f"--{name}", type=int, help=f"default: {getattr(Size, name)}")
     parser.add_argument("--quick", action="store_true", help="a small run, to see that it works")
     parser.add_argument("--json", type=Path, help="write everything here")
-    parser.add_argument("--plot", type=Path, help="draw latency against load here; needs matplotlib")
+    parser.add_argument("--plot", type=Path, help="draw latency against load into this PNG; needs matplotlib")
     arguments = parser.parse_args()
     given = {name: getattr(arguments, name) for name in ("rounds", "requests", "passages")}
     size = replace(QUICK if arguments.quick else Size(), **{name: n for name, n in given.items() if n is not None})
     if min(size.rounds, size.requests, size.passages) < 1:
         parser.error("--rounds, --requests and --passages are at least 1")
     if arguments.plot and find_spec("matplotlib") is None:
-        console.print("No plot will be drawn: pip install matplotlib", style="yellow")
+        console.print("no plot will be drawn: pip install matplotlib", style="yellow")
         arguments.plot = None
     return arguments, size
 
 
 async def measure(checkpoint: Path, size: Size) -> dict[str, Any]:
     """Everything, ready for JSON."""
-    requests = shapes.requests(size.requests, size.passages, loads.SEED)
     busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    rerankers = {dtype: tamis.load(checkpoint, device="cpu", dtype=dtype) for dtype in DTYPES}
+    requests = shapes.requests(size.requests, size.passages, loads.SEED)
+    dtypes = {"float32": "float32", "auto": f"auto ({tamis_auto_dtype()})"}
+    rerankers = {dtype: tamis.load(checkpoint, device="cpu", dtype=dtype) for dtype in dtypes}
     batch_tokens = int(rerankers["auto"].stats()["batch_tokens"])
-    directs = {dtype: Direct(checkpoint, dtype, batch_tokens) for dtype in DTYPES}
-    makers: list[Callable[[], Contender]] = [
-        lambda: shapes.executor(checkpoint),
-        lambda: shapes.infinity(checkpoint),
-        *(lambda d=dtype: shapes.tamis_arank(rerankers[d], d) for dtype in DTYPES),
-    ]
-    contenders = {}
-    for make in makers:
-        try:
-            contender = make()
-            async with asyncio.timeout(STUCK):
-                await shapes.closed_loop(contender, requests[:WARM])
-        except (ImportError, TimeoutError) as error:
-            console.print(f"left out: {error or 'it did not answer'}", style="yellow")
-        else:
-            contenders[contender.name] = contender
-    runs = {**contenders, **{f"Tamis offline {dtype}": direct for dtype, direct in directs.items()}}
+    directs = {dtype: Direct(checkpoint, dtype, batch_tokens) for dtype in dtypes}
+    aranks = {dtype: shapes.tamis_arank(rerankers[dtype], name) for dtype, name in dtypes.items()}
+    served = [baseline := shapes.executor(checkpoint), *aranks.values()]
+    answers = {one.name: await warmed(one, requests) for one in served}
+    try:
+        peer = shapes.infinity(checkpoint)
+        async with asyncio.timeout(STUCK):
+            answers[peer.name] = await warmed(peer, requests)
+        served.insert(1, peer)
+    except Exception as error:  # noqa: BLE001 - whatever it finds amiss in the libraries beside it
+        console.print(f"left out: infinity ({type(error).__name__}: {error})", style="yellow")
+    runs: dict[str, Run] = {one.name: lambda c=one: shapes.serve(c, requests, [0.0] * len(requests)) for one in served}
+    for dtype, direct in directs.items():
+        name = f"Tamis offline {dtypes[dtype]}"
+        runs[name] = lambda d=direct: shapes.offline(d, requests)
+        answers[name] = direct.logits(direct.sequences(requests[0]))
+    closed = await rounds(runs, size, answers)
     lengths = [len(tokens) for request in requests for tokens in directs["auto"].sequences(request)]
-    closed = await rounds(runs, requests, size)
-    capacity = next(row["passages_per_second"] for row in closed if row["name"] == "Tamis offline auto")
-    both = [next(iter(contenders.values())), contenders["Tamis arank auto"]]
     return {
-        "machine": {**machine.describe(), "load_before": busy, "infinity-emb": version("infinity-emb")},
-        "tamis_auto": tamis_auto_dtype(),
+        "machine": {**machine.describe(), "load_before": busy},
         "workload": {
+            "rounds": size.rounds,
             "requests": size.requests,
             "passages": size.passages,
             "tokens": sum(lengths),
@@ -147,6 +140,160 @@ async def measure(checkpoint: Path, size: Size) -> dict[str, Any]:
             "batch_tokens": batch_tokens,
         },
         "closed": closed,
-        "small": await small(rerankers["auto"], directs["auto"], size),
-        "open": await arrivals(both, requests, capacity / size.passages, size),
+        "small": await small(aranks["auto"], rerankers["auto"], directs["auto"], size),
+        "open": await arrivals([aranks["auto"], baseline], requests, closed[-1]["rate"] / size.passages, size),
     }
+
+
+async def warmed(contender: Contender, requests: Sequence[Request]) -> Logits:
+    """Its answer to the first request, after a few others."""
+    await shapes.serve(contender, requests, [0.0] * WARM)
+    async with contender.around():
+        return await contender.ask(requests[0])
+
+
+async def rounds(runs: dict[str, Run], size: Size, answers: dict[str, Logits]) -> list[dict[str, Any]]:
+    """Runs all in rotated order, as often as there is time for; the baseline is the first."""
+    outcomes: dict[str, list[Outcome]] = {name: [] for name in runs}
+    names, start, turn = list(runs), time.perf_counter(), 0
+    while turn < size.rounds and (time.perf_counter() - start) * (turn + 1) <= size.time * max(turn, 1):
+        with console.status(f"round {turn + 1} of {size.rounds}"):
+            first = turn * max(1, len(names) // size.rounds) % len(names)
+            for name in names[first:] + names[:first]:
+                await asyncio.sleep(PAUSE)
+                outcomes[name].append(await runs[name]())
+        turn += 1
+    base = outcomes[names[0]]
+    rows = []
+    for name, mine in outcomes.items():
+        limit = outcomes[name.replace("arank", "offline")]
+        row: dict[str, Any] = {
+            "name": name,
+            "rate": median(size.requests * size.passages / one.seconds for one in mine),  # passages a second
+            **quantiles([latency for one in mine for latency in one.latencies]),
+            "speed_up": median(theirs.seconds / ours.seconds for theirs, ours in zip(base, mine, strict=True)),
+            "of_offline": None,
+            "largest_difference": float(np.abs(answers[name] - answers[names[0]]).max()),
+            "seconds": [one.seconds for one in mine],
+        }
+        if limit is not mine:
+            row["of_offline"] = median(best.seconds / ours.seconds for best, ours in zip(limit, mine, strict=True))
+        rows.append(row)
+    return rows
+
+
+async def small(contender: Contender, reranker: tamis.Reranker, direct: Direct, size: Size) -> dict[str, Any]:
+    """Small requests on an idle engine, and under a huge one."""
+    huge = shapes.requests(1, size.huge, loads.SEED + 2)[0]
+    requests = shapes.requests(size.repeats, size.small, loads.SEED + 4)
+    with console.status("small requests alone"):
+        idle = await shapes.alone(reranker, direct, requests, PAUSE / 4)
+    with console.status(f"small requests under one of {size.huge} passages"):
+        crowded = await shapes.under(contender, huge, requests, PAUSE, size.huge_time, loads.SEED)
+    two = 2 * median(idle.pop("full batch"))
+    rows: list[dict[str, Any]] = []
+    for name, mine in idle.items():
+        over = median(ours - alone for ours, alone in zip(mine, idle["runner"], strict=True))
+        rows.append({"name": f"{name}, idle", **quantiles(mine), "samples": len(mine), "over_runner": over})
+    latencies = crowded.latencies
+    rows.append({"name": "arank under a huge one", **quantiles(latencies), "samples": len(latencies)})
+    about = {"passages": size.small, "huge": size.huge, "huge_seconds": crowded.seconds, "two_batches": two}
+    return {**about, "rows": rows}
+
+
+async def arrivals(
+    contenders: Sequence[Contender], requests: Sequence[Request], capacity: float, size: Size
+) -> list[dict[str, Any]]:
+    """Latency at shares of `capacity`, in requests a second; all get the same arrivals."""
+    rows = []
+    for load in size.loads:
+        rate = load * capacity
+        due = shapes.poisson(rate, max(size.arrivals, round(rate * size.open_time)), loads.SEED)
+        for contender in contenders:
+            with console.status(f"{contender.name} at {load:.0%}"):
+                await asyncio.sleep(PAUSE)
+                outcome = await shapes.serve(contender, requests, due)
+            about = {"name": contender.name, "load": load, "rate": rate, "arrivals": len(due)}
+            rows.append({**about, **quantiles(outcome.latencies)})
+    return rows
+
+
+def show(report: dict[str, Any]) -> None:
+    """The report as three tables."""
+    about, hardware, tiny = report["workload"], report["machine"], report["small"]
+    two = tiny["two_batches"]
+    columns: dict[str, tuple[str, str, float]] = {  # heading: figure, form, scale
+        "passages/s": ("rate", ",.0f", 1.0),
+        "p50 s": ("p50", ".2f", 1.0),
+        "p99 s": ("p99", ".2f", 1.0),
+        "speed-up": ("speed_up", ".2f", 1.0),
+        "of offline": ("of_offline", ".0%", 1.0),
+        "|logit diff|": ("largest_difference", ".1e", 1.0),
+    }
+    table(f"{about['requests']} requests of {about['passages']} passages at once", columns, report["closed"])
+    columns = {
+        "p50 ms": ("p50", ".1f", 1e3),
+        "p99 ms": ("p99", ".1f", 1e3),
+        "over the runner, ms": ("over_runner", "+.2f", 1e3),
+        "p50 / two batches": ("p50", ".2f", 1 / two),
+        "p99 / two batches": ("p99", ".2f", 1 / two),
+        "samples": ("samples", "d", 1),
+    }
+    table(f"A request of {tiny['passages']} passages, Tamis auto", columns, tiny["rows"])
+    columns = {
+        "load": ("load", ".0%", 1.0),
+        "requests/s": ("rate", ".1f", 1.0),
+        "p50 s": ("p50", ".3f", 1.0),
+        "p99 s": ("p99", ".3f", 1.0),
+        "arrivals": ("arrivals", "d", 1),
+    }
+    table(f"Poisson arrivals of {about['passages']} passages, at shares of Tamis offline", columns, report["open"])
+    console.print(
+        f"At once: {about['tokens']:,} tokens ({about['shortest']} to {about['longest']} a pair), "
+        f"{len(report['closed'][0]['seconds'])} of {about['rounds']} rounds; medians, ratios within rounds, speed-up against the first row."
+        "\nOffline: the same pairs tokenised, sorted and run together by hand, without queue, threads or futures.\n"
+        f"Two batches of {about['batch_tokens']:,} tokens: {two * 1e3:.0f} ms. Huge: {tiny['huge']:,} passages, "
+        f"{tiny['huge_seconds']:.1f} s with small ones beside it.\n"
+        f"{hardware['cpu']}, {hardware['threads']} threads on {hardware['cores']} cores, {hardware['instructions']}, "
+        f"load before the run {hardware['load_before'] or 0:.1f}; Python {hardware['python']}, "
+        + ", ".join(f"{name} {version}" for name, version in hardware["versions"].items())
+        + f"; {hardware['date']}.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def table(title: str, columns: dict[str, tuple[str, str, float]], rows: Sequence[dict[str, Any]]) -> None:
+    """Prints the rows; a dash where one lacks a figure."""
+    drawn = Table(title=title)
+    drawn.add_column("", no_wrap=True)
+    for heading in columns:
+        drawn.add_column(heading, justify="right")
+    for row in rows:
+        figures = [(row.get(name), form, scale) for name, form, scale in columns.values()]
+        cells = ("-" if value is None else format(value * scale, form) for value, form, scale in figures)
+        drawn.add_row(row["name"], *cells, style="bold" if row["name"].startswith("Tamis") else None)
+    console.print(drawn)
+
+
+def plot(report: dict[str, Any], file: Path) -> None:
+    """Latency against load, p50 and p99 of each contender."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for color, name in enumerate(dict.fromkeys(row["name"] for row in report["open"])):
+        rows = [row for row in report["open"] if row["name"] == name]
+        shares = [100 * row["load"] for row in rows]
+        for quantile, style in (("p50", "o-"), ("p99", "o--")):
+            latencies = [row[quantile] for row in rows]
+            axes.plot(shares, latencies, style, color=f"C{color}", label=f"{name}, {quantile}")
+    axes.set(yscale="log", xlabel="load, % of Tamis's offline capacity", ylabel="latency, s")
+    axes.set_title(f"Poisson arrivals of {report['workload']['passages']} passages")
+    axes.grid(visible=True, which="both", alpha=0.3)
+    axes.legend(fontsize="small")
+    figure.savefig(file, dpi=150)
+
+
+if __name__ == "__main__":
+    main()

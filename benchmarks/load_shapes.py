@@ -55,11 +55,16 @@ class Contender:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one closed loop: seconds in all, seconds to each answer, and requests that got an error instead."""
+    """Seconds in all, and to each answer."""
 
     seconds: float
     latencies: list[float]
-    failed: int = 0
+
+
+def quantiles(seconds: Sequence[float]) -> dict[str, float | None]:
+    """p50 and p99, by the nearest rank; None where there is nothing."""
+    found = np.percentile(seconds, (50, 99), method="inverted_cdf").tolist() if seconds else (None, None)
+    return {"p50": found[0], "p99": found[1]}
 
 
 # -- requests ---------------------------------------------------------------------------------------------------------
@@ -103,7 +108,7 @@ def executor(checkpoint: Path) -> Contender:
 
 
 def infinity(checkpoint: Path) -> Contender:
-    """infinity's engine, whose fast path (BetterTransformer) is not made for transformers 5 and stays off."""
+    """Infinity's engine, whose fast path (BetterTransformer) is not made for transformers 5 and stays off."""
     os.environ.setdefault("DO_NOT_TRACK", "1")
     from infinity_emb import AsyncEmbeddingEngine, EngineArgs
 
@@ -188,40 +193,31 @@ class Direct:
 # -- shapes -----------------------------------------------------------------------------------------------------------
 
 
-async def closed_loop(contender: Contender, requests: Sequence[Request]) -> Outcome:
-    """All requests at once."""
+async def serve(contender: Contender, requests: Sequence[Request], due: Sequence[float]) -> Outcome:
+    """A request for each second in `due`; latencies are counted from then, whenever it really left."""
     async with contender.around():
         start = time.perf_counter()
 
-        async def one(request: Request) -> float | None:
-            try:
-                await contender.ask(request)
-            except RuntimeError:  # a tokenizer's "Already borrowed", where threads share one
-                return None
-            return time.perf_counter() - start
-
-        seconds = await asyncio.gather(*map(one, requests))
-        done = [each for each in seconds if each is not None]
-        return Outcome(time.perf_counter() - start, done, len(requests) - len(done))
-
-
-async def open_loop(contender: Contender, requests: Sequence[Request], rate: float, count: int, seed: int) -> Outcome:
-    """Poisson arrivals, `rate` a second; latencies are counted from when a request was due, not from when it left."""
-    due = np.random.default_rng(seed).exponential(1 / rate, count).cumsum()
-    async with contender.around():
-        start = time.perf_counter()
-
-        async def one(number: int) -> float | None:
+        async def one(number: int) -> float:
             await asyncio.sleep(start + due[number] - time.perf_counter())
-            try:
-                await contender.ask(unlike(requests, number))
-            except RuntimeError:
-                return None
-            return time.perf_counter() - start - float(due[number])
+            await contender.ask(unlike(requests, number))
+            return time.perf_counter() - start - due[number]
 
-        seconds = await asyncio.gather(*map(one, range(count)))
-        done = [each for each in seconds if each is not None]
-        return Outcome(time.perf_counter() - start, done, count - len(done))
+        latencies = await asyncio.gather(*map(one, range(len(due))))
+        return Outcome(time.perf_counter() - start, latencies)
+
+
+def poisson(rate: float, count: int, seed: int) -> list[float]:
+    """Open loop: `rate` a second on average, whatever is still waiting."""
+    gaps = np.random.default_rng(seed).exponential(1 / rate, count)
+    return gaps.cumsum().tolist()
+
+
+async def offline(direct: Direct, requests: Sequence[Request]) -> Outcome:
+    """All pairs in one go, tokenised and sorted together: no engine can be faster than that."""
+    start = time.perf_counter()
+    direct.logits([tokens for request in requests for tokens in direct.sequences(request)])
+    return Outcome(time.perf_counter() - start, [])
 
 
 async def under(
@@ -252,8 +248,11 @@ async def under(
 async def alone(
     reranker: Reranker, direct: Direct, requests: Sequence[Request], pause: float
 ) -> dict[str, list[float]]:
-    """Seconds of each request on an idle engine, from the runner alone to `arank`."""
-    seconds: dict[str, list[float]] = {"runner": [], "tokenise, runner": [], "rank": [], "arank": []}
+    """Seconds of each request on an idle engine, from the runner alone to `arank`; and of a full batch."""
+    full = direct.full_batch([tokens for request in requests for tokens in direct.sequences(request)])
+    seconds: dict[str, list[float]] = {
+        name: [] for name in ("runner", "tokenise and runner", "rank", "arank", "full batch")
+    }
     for turn, request in enumerate(requests):
         sequences = direct.sequences(request)
         for place in range(len(seconds)):
@@ -262,11 +261,13 @@ async def alone(
             start = time.perf_counter()
             if name == "runner":
                 direct.logits(sequences)
-            elif name == "tokenise, runner":
+            elif name == "tokenise and runner":
                 direct.logits(direct.sequences(request))
             elif name == "rank":
                 reranker.rank(request.query, request.passages)
-            else:
+            elif name == "arank":
                 await reranker.arank(request.query, request.passages)
+            else:
+                direct.logits(full)
             seconds[name].append(time.perf_counter() - start)
     return seconds
