@@ -18,8 +18,9 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -39,7 +40,6 @@ import tamis
 
 Run: TypeAlias = Callable[[], Awaitable[Outcome]]
 
-WARM = 4  # requests
 STUCK = 60.0  # seconds after which a peer that does not answer is left out
 
 
@@ -60,7 +60,7 @@ class Size:
     arrivals: int = 12  # at least, for each load
 
 
-QUICK = Size(1, 8, 20, 30.0, 400, 8.0, 10, 8, (0.3, 0.9), 1.0, 4)
+QUICK = Size(1, 8, 20, 30.0, 400, 8.0, 10, 6, (0.3, 0.9), 1.0, 4)
 
 
 def main() -> None:
@@ -105,25 +105,27 @@ def parse() -> tuple[argparse.Namespace, Size]:
 async def measure(checkpoint: Path, size: Size) -> dict[str, Any]:
     """Everything, ready for JSON."""
     busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    requests = shapes.requests(size.requests, size.passages, loads.SEED)
+    needed = size.requests * (size.passages + 1) + size.repeats * (size.small + 1) + size.huge + 1
+    source = shapes.texts(needed, loads.SEED)
+    requests = shapes.requests(source, size.requests, size.passages)
     dtypes = {"float32": "float32", "auto": f"auto ({tamis_auto_dtype()})"}
     rerankers = {dtype: tamis.load(checkpoint, device="cpu", dtype=dtype) for dtype in dtypes}
     batch_tokens = int(rerankers["auto"].stats()["batch_tokens"])
     directs = {dtype: Direct(checkpoint, dtype, batch_tokens) for dtype in dtypes}
     aranks = {dtype: shapes.tamis_arank(rerankers[dtype], name) for dtype, name in dtypes.items()}
     served = [baseline := shapes.executor(checkpoint), *aranks.values()]
-    answers = {one.name: await warmed(one, requests) for one in served}
+    answers = {one.name: await shapes.warmed(one, requests) for one in served}
     try:
         peer = shapes.infinity(checkpoint)
         async with asyncio.timeout(STUCK):
-            answers[peer.name] = await warmed(peer, requests)
+            answers[peer.name] = await shapes.warmed(peer, requests)
         served.insert(1, peer)
     except Exception as error:  # noqa: BLE001 - whatever it finds amiss in the libraries beside it
         console.print(f"left out: infinity ({type(error).__name__}: {error})", style="yellow")
-    runs: dict[str, Run] = {one.name: lambda c=one: shapes.serve(c, requests, [0.0] * len(requests)) for one in served}
+    runs: dict[str, Run] = {one.name: partial(shapes.serve, one, requests, [0.0] * size.requests) for one in served}
     for dtype, direct in directs.items():
         name = f"Tamis offline {dtypes[dtype]}"
-        runs[name] = lambda d=direct: shapes.offline(d, requests)
+        runs[name] = partial(shapes.offline, direct, requests)
         answers[name] = direct.logits(direct.sequences(requests[0]))
     closed = await rounds(runs, size, answers)
     lengths = [len(tokens) for request in requests for tokens in directs["auto"].sequences(request)]
@@ -140,16 +142,9 @@ async def measure(checkpoint: Path, size: Size) -> dict[str, Any]:
             "batch_tokens": batch_tokens,
         },
         "closed": closed,
-        "small": await small(aranks["auto"], rerankers["auto"], directs["auto"], size),
+        "small": await small(aranks["auto"], rerankers["auto"], directs["auto"], size, source),
         "open": await arrivals([aranks["auto"], baseline], requests, closed[-1]["rate"] / size.passages, size),
     }
-
-
-async def warmed(contender: Contender, requests: Sequence[Request]) -> Logits:
-    """Its answer to the first request, after a few others."""
-    await shapes.serve(contender, requests, [0.0] * WARM)
-    async with contender.around():
-        return await contender.ask(requests[0])
 
 
 async def rounds(runs: dict[str, Run], size: Size, answers: dict[str, Logits]) -> list[dict[str, Any]]:
@@ -182,10 +177,12 @@ async def rounds(runs: dict[str, Run], size: Size, answers: dict[str, Logits]) -
     return rows
 
 
-async def small(contender: Contender, reranker: tamis.Reranker, direct: Direct, size: Size) -> dict[str, Any]:
+async def small(
+    contender: Contender, reranker: tamis.Reranker, direct: Direct, size: Size, source: Iterator[str]
+) -> dict[str, Any]:
     """Small requests on an idle engine, and under a huge one."""
-    huge = shapes.requests(1, size.huge, loads.SEED + 2)[0]
-    requests = shapes.requests(size.repeats, size.small, loads.SEED + 4)
+    (huge,) = shapes.requests(source, 1, size.huge)
+    requests = shapes.requests(source, size.repeats, size.small)
     with console.status("small requests alone"):
         idle = await shapes.alone(reranker, direct, requests, PAUSE / 4)
     with console.status(f"small requests under one of {size.huge} passages"):
@@ -250,7 +247,8 @@ def show(report: dict[str, Any]) -> None:
     table(f"Poisson arrivals of {about['passages']} passages, at shares of Tamis offline", columns, report["open"])
     console.print(
         f"At once: {about['tokens']:,} tokens ({about['shortest']} to {about['longest']} a pair), "
-        f"{len(report['closed'][0]['seconds'])} of {about['rounds']} rounds; medians, ratios within rounds, speed-up against the first row."
+        f"{len(report['closed'][0]['seconds'])} of {about['rounds']} rounds; ratios within rounds, medians; speed-up "
+        "against the first row."
         "\nOffline: the same pairs tokenised, sorted and run together by hand, without queue, threads or futures.\n"
         f"Two batches of {about['batch_tokens']:,} tokens: {two * 1e3:.0f} ms. Huge: {tiny['huge']:,} passages, "
         f"{tiny['huge_seconds']:.1f} s with small ones beside it.\n"

@@ -24,6 +24,7 @@ from tamis.engine.sequences import Tokens, by_length, cut
 
 SHARE = 3  # a passage is this part of one of the speed benchmark's: a round takes about a minute on two cores
 QUERY_WORDS = 8
+WARM = 4  # requests
 HEAD_START = 0.3  # seconds that a huge request has before the first small one
 
 
@@ -70,24 +71,25 @@ def quantiles(seconds: Sequence[float]) -> dict[str, float | None]:
 # -- requests ---------------------------------------------------------------------------------------------------------
 
 
-def requests(count: int, passages: int, seed: int) -> list[Request]:
-    """Requests of mixed lengths, each with a query of its own."""
-    texts = [
-        _beginning(text, max(loads.SHORTEST, len(text.split()) // SHARE))
-        for text in loads.passages(count * passages, seed)
+def texts(count: int, seed: int) -> Iterator[str]:
+    """Passages of mixed lengths, all different."""
+    for text in loads.passages(count, seed):
+        words = text.split()
+        yield " ".join(words[: max(loads.SHORTEST, len(words) // SHARE)])
+
+
+def requests(source: Iterator[str], count: int, passages: int) -> list[Request]:
+    """The next requests from `texts`, each with a query of its own: `count` times `passages` + 1 of them."""
+    return [
+        Request(" ".join(next(source).split()[:QUERY_WORDS]), [next(source) for _ in range(passages)])
+        for _ in range(count)
     ]
-    queries = [_beginning(text, QUERY_WORDS) for text in loads.passages(count, seed + 1)]
-    return [Request(query, texts[i * passages : (i + 1) * passages]) for i, query in enumerate(queries)]
 
 
 def unlike(requests: Sequence[Request], number: int) -> Request:
     """Request `number` of an endless row that repeats no pair for a long time: equal ones would be computed once."""
     again, place = divmod(number, len(requests))
     return Request(requests[(place + again) % len(requests)].query, requests[place].passages)
-
-
-def _beginning(text: str, words: int) -> str:
-    return " ".join(text.split()[:words])
 
 
 # -- contenders -------------------------------------------------------------------------------------------------------
@@ -102,20 +104,20 @@ def executor(checkpoint: Path) -> Contender:
 
     def predict(request: Request) -> Logits:
         pairs = [(request.query, passage) for passage in request.passages]
-        return model.predict(pairs, activation_fn=torch.nn.Identity(), show_progress_bar=False).astype(np.float64)
+        logits = model.predict(pairs, activation_fn=torch.nn.Identity(), show_progress_bar=False)
+        return np.asarray(logits, np.float64)
 
     return Contender("sentence-transformers in threads", lambda request: asyncio.to_thread(predict, request))
 
 
 def infinity(checkpoint: Path) -> Contender:
-    """Infinity's engine, whose fast path (BetterTransformer) is not made for transformers 5 and stays off."""
+    """Infinity's engine with its defaults; it uses BetterTransformer only where it finds optimum below 2.0."""
     os.environ.setdefault("DO_NOT_TRACK", "1")
     from infinity_emb import AsyncEmbeddingEngine, EngineArgs
 
     arguments = EngineArgs(
-        model_name_or_path=str(checkpoint), engine="torch", device="cpu", dtype="float32", bettertransformer=False,
-        model_warmup=False,
-    )  # fmt: skip
+        model_name_or_path=str(checkpoint), engine="torch", device="cpu", dtype="float32", model_warmup=False
+    )
     engine = AsyncEmbeddingEngine.from_args(arguments)
 
     async def ask(request: Request) -> Logits:
@@ -207,10 +209,16 @@ async def serve(contender: Contender, requests: Sequence[Request], due: Sequence
         return Outcome(time.perf_counter() - start, latencies)
 
 
+async def warmed(contender: Contender, requests: Sequence[Request]) -> Logits:
+    """Its answer to the first request, after a few others."""
+    await serve(contender, requests, [0.0] * WARM)
+    async with contender.around():
+        return await contender.ask(requests[0])
+
+
 def poisson(rate: float, count: int, seed: int) -> list[float]:
     """Open loop: `rate` a second on average, whatever is still waiting."""
-    gaps = np.random.default_rng(seed).exponential(1 / rate, count)
-    return gaps.cumsum().tolist()
+    return list(accumulate(np.random.default_rng(seed).exponential(1 / rate, count).tolist()))
 
 
 async def offline(direct: Direct, requests: Sequence[Request]) -> Outcome:
