@@ -6,7 +6,7 @@ import asyncio
 import copy
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
@@ -292,3 +292,14 @@ def test_context_manager_closes():
     with Reranker(scorer) as reranker:
         assert reranker.score("q", ["a"])
     assert scorer.closed == 1
+
+
+async def test_a_future_that_a_scorer_cancelled_ends_the_request():
+    scorer = FakeScorer()
+    scorer.gated = True
+    asked = asyncio.create_task(Reranker(scorer).arank("q", ["a"], timeout=5))
+    while not scorer.gates:
+        await asyncio.sleep(0.005)
+    scorer.gates[0].cancel()
+    with pytest.raises((asyncio.CancelledError, CancelledError)):
+        await asked

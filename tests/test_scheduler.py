@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tamis.engine.scheduler import Job, Scheduler, Work
+from tamis.tenants import LEAST
 
 BUDGET = 100
 COSTS = st.lists(st.integers(1, 60), min_size=1, max_size=30)
@@ -94,6 +95,12 @@ def test_tenants_share_by_weight(first, second):
         for work in queue.take(BUDGET):
             tokens[work.payload[0].tenant] += work.cost
     assert abs(tokens["a"] / sum(tokens.values()) - first / (first + second)) < 0.05
+
+
+def test_the_least_weight_is_served_and_quickly():
+    queue = scheduler()
+    add(queue, [60] * 3, "least", LEAST)
+    assert [len(queue.take(BUDGET)) for _ in range(3)] == [1, 1, 1]
 
 
 def test_a_tenant_that_was_idle_has_saved_nothing():

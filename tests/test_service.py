@@ -177,7 +177,7 @@ async def test_the_tenant_of_a_task_reaches_the_engine(classifier):
     assert seen[2][1] == 3.0
 
 
-@pytest.mark.parametrize("weight", [0, -1, float("inf"), float("nan"), "2", True])
+@pytest.mark.parametrize("weight", [0, -1, 1e-9, 1e9, float("inf"), float("nan"), "2", True])
 def test_bad_weights(classifier, weight):
     with pytest.raises(tamis.InvalidInput, match="weight"):
         tamis.load(classifier("bert"), weight=weight)

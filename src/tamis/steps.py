@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, InvalidStateError, ThreadPoolExecutor, wait
 from contextlib import suppress
 from contextvars import copy_context
@@ -72,7 +72,7 @@ class Request(Generic[T]):
     def start(self) -> Future[T]:
         """Drives the steps on pool threads, and returns at once."""
         self.future.add_done_callback(lambda _: self._withdraw())
-        _pool().submit(self._go_on)
+        self._later()
         return self.future
 
     def fail(self, error: BaseException) -> None:
@@ -84,7 +84,13 @@ class Request(Generic[T]):
         if self.future.done():
             self._steps.close()  # here, where nothing else runs them: they give back what they hold
         elif self._advance():
-            _Countdown(self._pending, lambda: _pool().submit(self._go_on))
+            _Countdown(self._pending, self._later)
+
+    def _later(self) -> None:
+        try:
+            _pool().submit(self._go_on)
+        except RuntimeError as error:  # the interpreter is going down, and takes no more work
+            reject(self.future, error)
 
     def _advance(self) -> bool:
         """Runs the steps up to their next wait; False when there is none."""
@@ -119,7 +125,7 @@ class Request(Generic[T]):
 class _Countdown:
     """Calls `then` once, when all futures are done or the first has failed."""
 
-    def __init__(self, futures: Pending, then: Any) -> None:
+    def __init__(self, futures: Pending, then: Callable[[], None]) -> None:
         self._left = len(futures)
         self._then = then
         self._lock = threading.Lock()  # held for a comparison only: callbacks run on the device's thread
@@ -140,6 +146,8 @@ class _Countdown:
 
 def _error_of(future: Future[Any]) -> BaseException | None:
     """The error of a future that is done with one; None for one that succeeded or is still running."""
+    if future.cancelled():
+        return CancelledError()
     return future.exception(timeout=0) if future.done() else None
 
 

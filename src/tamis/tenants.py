@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from math import isfinite
 
 from tamis.errors import InvalidInput
+
+LEAST, MOST = 0.001, 1000.0  # weights: the rotation takes a visit for each part of a sequence that a share pays for
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ def tenant(name: str, weight: float = 1.0) -> Iterator[Tenant]:
 
     Args:
         name: Any name.
-        weight: Its share of the device, above 0.
+        weight: Its share of the device, from 0.001 to 1000.
 
     >>> with tenant("batch jobs", weight=0.5) as mine:
     ...     current() == mine
@@ -58,6 +59,6 @@ def current() -> Tenant | None:
 
 
 def check_weight(weight: float) -> None:
-    """Raises InvalidInput for anything but a finite number above 0."""
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not (isfinite(weight) and weight > 0):
-        raise InvalidInput(f"weight={weight!r}; pass a number above 0: 2 has twice the share of 1.")
+    """Raises InvalidInput for anything but a number from `LEAST` to `MOST`."""
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not LEAST <= weight <= MOST:
+        raise InvalidInput(f"weight={weight!r}; pass a number from {LEAST} to {MOST:.0f}: 2 has twice the share of 1.")
