@@ -20,7 +20,7 @@ import workload as loads
 from peers import Logits
 
 from tamis import Reranker
-from tamis.engine.sequences import Tokens, by_length, cut
+from tamis.engine.sequences import Tokens, cut, in_order
 
 SHARE = 3  # a passage is this part of one of the speed benchmark's: a round takes about a minute on two cores
 QUERY_WORDS = 8
@@ -176,11 +176,11 @@ class Direct:
 
     def logits(self, sequences: Sequence[Tokens]) -> Logits:
         """Of all sequences, sorted by length together, batch by batch."""
-        ranked = by_length([len(tokens) for tokens in sequences])
-        batches = cut([len(sequences[i]) for i in ranked], self.batch_tokens, padded=self._runner.padded)
+        ranked = in_order(sequences)
+        batches = cut([sequences[i] for i in ranked], self.batch_tokens, padded=self._runner.padded)
         logits = np.zeros(len(sequences))
         for batch in batches:
-            logits[ranked[batch]] = self._runner.run([sequences[i] for i in ranked[batch]])[:, 0]
+            logits[ranked[batch]] = [row[0] for row in self._runner.run([sequences[i] for i in ranked[batch]])]
         return logits
 
     def full_batch(self, sequences: Sequence[Tokens]) -> list[Tokens]:

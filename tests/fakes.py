@@ -51,6 +51,7 @@ class FakeRunner:
     """Returns each sequence's length. Raises what it is told to, and out-of-memory above a number of tokens."""
 
     padded = False
+    shares = False
     survives_fork = True
 
     def __init__(self, fits: int = 10**9) -> None:

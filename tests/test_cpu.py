@@ -11,8 +11,8 @@ import tamis
 import tiny
 from tamis.engine.architectures import ARCHITECTURES
 from tamis.engine.attention import PACKED
+from tamis.engine.backbone import Backbone, probe
 from tamis.engine.cpu import PrepackedLinear, Tuned, can_prepack
-from tamis.engine.encoder import Encoder, probe
 
 needs_onednn = pytest.mark.skipif(not can_prepack(torch.float32), reason="this torch has no oneDNN operators")
 
@@ -43,7 +43,7 @@ def test_prepacked_bfloat16_is_no_further_from_float32_than_linear():
 def packed_encoder(folder):
     body = AutoModel.from_pretrained(folder, attn_implementation=PACKED, dtype=torch.float32).eval()
     body.pooler = None
-    return Encoder(body, ARCHITECTURES[body.config.model_type])
+    return Backbone(body, ARCHITECTURES[body.config.model_type])
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "xlm-roberta", "camembert", "electra"])
@@ -78,7 +78,7 @@ def test_a_change_that_makes_a_difference_is_taken_back(tmp_path):
 @needs_onednn
 def test_loads_use_it(classifier):
     with tamis.load(classifier("bert"), dtype="float32", device="cpu") as reranker:
-        body = reranker._scorer._lease.loaded.engine._devices[0].runner._encoder.body
+        body = reranker._scorer._lease.loaded.engine._devices[0].runner._backbone.body
         assert isinstance(body.encoder.layer[0].attention.self.query, PrepackedLinear)
         assert isinstance(body.encoder.layer[0].intermediate.intermediate_act_fn, torch.nn.Identity)
         assert np.isfinite(reranker.logits("zip", ["a zip archive"])).all()

@@ -74,7 +74,7 @@ def test_heads_and_pooling_are_float32(classifier):
     with tamis.load(classifier("bert"), dtype="bfloat16") as reranker:
         runner = reranker._scorer._lease.loaded.engine._devices[0].runner
         logits = reranker.logits("zip", [tiny.text(n) for n in range(1, 40)])
-        assert next(runner._encoder.body.parameters()).dtype == torch.bfloat16
+        assert next(runner._backbone.body.parameters()).dtype == torch.bfloat16
     as_bfloat16 = torch.tensor(logits, dtype=torch.float32).bfloat16().float().tolist()
     assert np.mean(np.isclose(logits, as_bfloat16, rtol=1e-5)) < 0.5  # not rounded to bfloat16
 

@@ -116,7 +116,7 @@ def test_a_leak_is_found_and_the_model_runs_padded(tmp_path):
     """An encoder whose neighbours leak into each other outside attention: MobileBERT's trigram embeddings."""
     from tamis.engine.architectures import Architecture
     from tamis.engine.attention import PACKED
-    from tamis.engine.encoder import Encoder
+    from tamis.engine.backbone import Backbone
 
     config = transformers.MobileBertConfig(
         hidden_size=64, embedding_size=32, intra_bottleneck_size=32, num_hidden_layers=2, num_attention_heads=4,
@@ -124,7 +124,7 @@ def test_a_leak_is_found_and_the_model_runs_padded(tmp_path):
     )  # fmt: skip
     torch.manual_seed(0)
     body = AutoModel.from_config(config, attn_implementation=PACKED).eval()
-    encoder = Encoder(body, Architecture(head=lambda model: model))
+    encoder = Backbone(body, Architecture(head=lambda model: model))
     with torch.inference_mode(), pytest.warns(UserWarning, match="runs padded"):
         encoder.check(vocabulary=400, longest=512)
     assert not encoder.packed

@@ -26,7 +26,7 @@ from tamis.errors import (
     UnknownFamily,
     UntrainedHead,
 )
-from tamis.families import list_families
+from tamis.families import Family, list_families, register
 from tamis.loading import load
 from tamis.reranker import Reranker
 from tamis.tenants import tenant
@@ -39,6 +39,7 @@ __all__ = [
     "CorruptCheckpoint",
     "DeadlineExceeded",
     "DeviceLost",
+    "Family",
     "Hit",
     "InputTooLong",
     "InvalidInput",
@@ -60,5 +61,6 @@ __all__ = [
     "__version__",
     "list_families",
     "load",
+    "register",
     "tenant",
 ]

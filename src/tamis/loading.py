@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tamis.errors import InvalidInput
 from tamis.long_documents import LongDocuments
-from tamis.options import CACHE_BYTES, QUEUE_TOKENS, Attention, Head, LoadOptions, Overload
+from tamis.options import (
+    CACHE_BYTES,
+    QUEUE_TOKENS,
+    Attention,
+    CacheDtype,
+    Head,
+    HeadIndex,
+    LoadOptions,
+    Overload,
+    Similarity,
+)
 
 if TYPE_CHECKING:
     from tamis.reranker import Reranker
@@ -37,12 +47,20 @@ def load(
     weight: float | None = None,
     overload: Overload = "error",
     queue_tokens: int = QUEUE_TOKENS,
+    passage_model: str | Path | None = None,
+    similarity: Similarity | None = None,
+    cache_dtype: CacheDtype | None = None,
+    compress_ratio: int | None = None,
+    compress_layers: int | Sequence[int] | None = None,
+    head_index: HeadIndex | None = None,
 ) -> Reranker:
     """Loads a reranker. Two loads of one checkpoint share one engine, and ten threads that ask at once load once.
 
     Args:
-        model: A hub id or a local folder. None is the embedded model, which needs no network and no GPU.
-        mode: "lexical", "cross-encoder" or "bi-encoder"; read from the checkpoint if None.
+        model: A hub id, a local folder or a `.gguf` file. None is the embedded model, which needs no network and no
+            GPU.
+        mode: "lexical", "cross-encoder", "causal-lm", "layerwise", "bi-encoder" or "late-interaction"; read from the
+            checkpoint if None. With "causal-lm" any chat model ranks by its answer, yes or no; untuned ones rank badly.
         family: One of `tamis.list_families()`; read from the checkpoint if None.
         num_layers: Keep only the first n layers of a deeper model.
         device: "cpu", "cuda:0", ...; the first CUDA device if there is one, else the CPU. A list loads a copy on each,
@@ -52,8 +70,11 @@ def load(
         max_length: Tokens that the model reads of query and passage together; the checkpoint's own limit if None.
         dim: bi-encoder: compare this many leading dimensions, re-normalised (MRL). A growing list is a funnel: all
             passages at the first, the better half at the next, and so on.
-        layer: For layerwise models, which are not built yet.
-        instruction: Put before the query, instead of the checkpoint's own query prompt.
+        layer: layerwise: the layer whose head scores; deeper ones are not run. A growing list is a cascade: all
+            passages at the first, the better half again at the next. Scores of different layers are never mixed:
+            those left behind come last, with score 0.
+        instruction: What the prompt's task says, or what is put before the query where there is no prompt, instead of
+            the checkpoint's own.
         long_documents: What is done with a passage that does not fit: "truncate" reads its beginning and says so on
             the hit, "max_window" scores overlapping windows and takes the best, "error" raises `InputTooLong`.
         batch_tokens: What one batch may cost; chosen for the device if None.
@@ -69,6 +90,13 @@ def load(
         overload: What happens to a request while the queue is full: "error" raises `Overloaded`, "wait" waits.
         queue_tokens: How many tokens may wait for the device before the queue is full. A request that is let in is
             let in whole.
+        passage_model: bi-encoder: the checkpoint that reads passages, where `model` reads queries only (DPR, Dragon).
+        similarity: bi-encoder: "cosine" or "dot"; read from the checkpoint if None.
+        cache_dtype: bi-encoder and late-interaction: what passage vectors are kept in, "float32" or "float16".
+        compress_ratio: lightweight layerwise models: how many of a passage's tokens become one at `compress_layers`.
+        compress_layers: Before which layers; both as their model card says if None.
+        head_index: Lightweight layerwise models: "reference" reads a single layer through the first head, as the
+            published code does, "layer" through the layer's own.
 
     Raises:
         InvalidInput: An argument is wrong, or means nothing in the mode.
@@ -100,6 +128,12 @@ def load(
         weight=weight,
         overload=overload,
         queue_tokens=queue_tokens,
+        passage_model=None if passage_model is None else str(passage_model),
+        similarity=similarity,
+        cache_dtype=cache_dtype,
+        compress_ratio=compress_ratio,
+        compress_layers=(compress_layers,) if isinstance(compress_layers, int) else _listed(compress_layers),
+        head_index=head_index,
     )
     if "lexical" in (mode, named(family, mode).mode if family else None):
         if model not in (None, "bm25"):
@@ -109,5 +143,5 @@ def load(
     return Reranker(resolve(checkpoint, options).build(checkpoint, options))
 
 
-def _listed(value: int | Sequence[int] | None) -> int | tuple[int, ...] | None:
-    return tuple(value) if isinstance(value, Sequence) else value
+def _listed(value: Any) -> Any:
+    return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value

@@ -14,11 +14,25 @@ from tamis.tenants import check_weight
 Attention: TypeAlias = Literal["auto", "padded"]
 Head: TypeAlias = Literal["require", "new"]
 Overload: TypeAlias = Literal["error", "wait"]
+Similarity: TypeAlias = Literal["cosine", "dot"]
+CacheDtype: TypeAlias = Literal["float32", "float16"]
+HeadIndex: TypeAlias = Literal["reference", "layer"]
 
-MODES = ("lexical", "cross-encoder", "bi-encoder")
+MODES = ("lexical", "cross-encoder", "causal-lm", "layerwise", "bi-encoder", "late-interaction")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 QUEUE_TOKENS = 8 * 2**20
 CACHE_BYTES = 64 * 2**20
+SPECIAL = (  # what not every mode has a use for
+    "num_layers", "device", "max_length", "dim", "layer", "instruction", "weight", "passage_model", "similarity",
+    "cache_dtype", "compress_ratio", "compress_layers", "head_index",
+)  # fmt: skip
+_EVERYWHERE = ("num_layers", "device", "max_length", "weight")  # wherever there is a model
+_CHOICES = {
+    "similarity": ("cosine", "dot"),
+    "cache_dtype": ("float32", "float16"),
+    "compress_ratio": (1, 2, 4, 8),
+    "head_index": ("reference", "layer"),
+}
 SMALLEST_LENGTH = 32  # below it little is left beside a query and the special tokens
 
 
@@ -46,6 +60,12 @@ class LoadOptions:
     weight: float | None = None
     overload: Overload = "error"
     queue_tokens: int = QUEUE_TOKENS
+    passage_model: str | None = None
+    similarity: Similarity | None = None
+    cache_dtype: CacheDtype | None = None
+    compress_ratio: int | None = None
+    compress_layers: tuple[int, ...] | None = None
+    head_index: HeadIndex | None = None
 
     def __post_init__(self) -> None:
         check_policy(self.long_documents)
@@ -64,19 +84,30 @@ class LoadOptions:
         if self.overload not in ("error", "wait"):
             raise InvalidInput(f'overload={self.overload!r}; pass "error" to refuse at once, or "wait".')
         object.__setattr__(self, "device", _names(self.device))
-        for name in ("dim", "layer"):
+        for name in ("dim", "layer", "compress_layers"):
             object.__setattr__(self, name, _growing(name, getattr(self, name)))
         if self.attention not in ("auto", "padded"):
             raise InvalidInput(f'attention={self.attention!r}; pass "auto" or "padded".')
         if self.head not in ("require", "new"):
             raise InvalidInput(f'head={self.head!r}; pass "require", or "new" for a freshly initialised head to train.')
-        if self.instruction is not None and not isinstance(self.instruction, str):
-            raise InvalidInput(f"instruction is a {type(self.instruction).__name__}; pass a str.")
+        for name in ("instruction", "passage_model"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise InvalidInput(f"{name} is a {type(value).__name__}; pass a str.")
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in (None, *allowed):
+                raise InvalidInput(f"{name}={getattr(self, name)!r}; pass {' or '.join(map(repr, allowed))}.")
 
-    def refuse(self, mode: str, *names: str) -> None:
-        """Raises InvalidInput if the caller set an option that `mode` has no use for."""
-        for name in names:
-            if getattr(self, name) is not None:
+    def allow(self, mode: str, *names: str) -> None:
+        """Raises InvalidInput if the caller set an option that `mode` has no use for.
+
+        Args:
+            mode: For the message.
+            names: Those of `SPECIAL` that it has a use for; besides those that every model has.
+        """
+        everywhere = () if mode == "lexical" else _EVERYWHERE
+        for name in SPECIAL:
+            if name not in (*names, *everywhere) and getattr(self, name) is not None:
                 raise InvalidInput(f"{name}= means nothing in {mode} mode; leave it out.")
 
 

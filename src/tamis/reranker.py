@@ -226,12 +226,13 @@ class Reranker:
         return _Call("logits", len(given), steps())
 
     def _scores(self, query: str, passages: Sequence[str | Passage]) -> _Call[list[float]]:
-        logits = self._logits(query, passages)
+        given = checked(query, passages)
 
         def steps() -> Steps[list[float]]:
-            return [float(self._scorer.to_score(logit)) for logit in (yield from logits.steps)]
+            scores = yield from self._finite_scores(query, given)
+            return [float(self._scorer.to_score(float(logit) / scores.unit)) for logit in scores.logits]
 
-        return _Call("score", logits.passages, steps())
+        return _Call("score", len(given), steps())
 
     def _finite_scores(self, query: str, given: list[Passage]) -> Steps[Scores]:
         if not given:
@@ -248,7 +249,7 @@ class Reranker:
 
     def _cut(self, given: list[Passage], scores: Scores, cut: Cut) -> Ranking:
         def score(index: np.intp) -> float:
-            return float(self._scorer.to_score(float(scores.logits[index])))
+            return float(self._scorer.to_score(float(scores.logits[index]) / scores.unit))
 
         ranked = order(scores.logits)
         good = len(ranked)
@@ -258,8 +259,10 @@ class Reranker:
         kept = len(best)
         if cut.max_tokens is not None:
             kept = fit((given[i].text for i in best), cut.max_tokens, self._counter(cut.tokenizer))
+        windows = scores.windows or [None] * len(given)
         hits = [
-            Hit(int(i), score(i), float(scores.logits[i]), given[i], bool(scores.truncated[i])) for i in best[:kept]
+            Hit(int(i), score(i), float(scores.logits[i]), given[i], bool(scores.truncated[i]), windows[i])
+            for i in best[:kept]
         ]
         return Ranking(hits, self.model, Usage(scores.tokens, scores.cached, len(ranked) - good, len(best) - kept))
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 
 from tamis.checkpoint import Checkpoint
 from tamis.engine.architectures import ARCHITECTURES, Architecture
 from tamis.engine.attention import PACKED
+from tamis.engine.devices import choose_devices, choose_dtype
 from tamis.engine.engine import Engine
+from tamis.engine.loaded import Lease, Loaded
 from tamis.errors import CorruptCheckpoint, InvalidInput, RemoteCode, UnknownFamily, UntrainedHead
 from tamis.options import LoadOptions
 from tamis.tokenizing import TextTokenizer
+
+T = TypeVar("T")
 
 CPU_BATCH_TOKENS = 2048  # a CPU's caches are full early
 GPU_BATCH_TOKENS = 32768  # a GPU wants much work at once
@@ -154,6 +159,38 @@ def chosen_length(options: LoadOptions, longest: int, name: str) -> int:
     if options.max_length is not None and options.max_length > longest:
         raise InvalidInput(f"max_length={options.max_length}, but {name} reads {longest} tokens at most.")
     return options.max_length or longest
+
+
+def lease(
+    mode: str, checkpoint: Checkpoint, options: LoadOptions, load: Callable[..., Loaded], *details: Hashable
+) -> Lease:
+    """A share of the checkpoint in memory, loaded if nobody has it in the same settings.
+
+    Args:
+        mode: Tells apart what the modes make of one checkpoint.
+        checkpoint: Its files.
+        options: As the caller gave them.
+        load: Called with the checkpoint, the options, the devices and the dtype.
+        details: Whatever else changes what `load` makes.
+    """
+    devices = choose_devices(options.device)
+    dtype = choose_dtype(options.dtype, devices[0])
+    key = (
+        mode, checkpoint.fingerprint(), devices, dtype, options.num_layers, options.attention, options.head,
+        options.batch_tokens, options.trust_remote_code, options.cache_bytes, options.score_cache_bytes,
+        options.queue_tokens, details,
+    )  # fmt: skip
+    make = partial(load, checkpoint, options, devices, dtype)
+    return Lease(key, make, weight=options.weight, wait=options.overload == "wait")
+
+
+def held(lease: Lease, make: Callable[[Lease], T]) -> T:
+    """What `make` builds over the lease, which is given back if that fails."""
+    try:
+        return make(lease)
+    except BaseException:
+        lease.close()
+        raise
 
 
 def engine(runners: Sequence[Any], device: torch.device, checkpoint: Checkpoint, options: LoadOptions) -> Engine:

@@ -32,6 +32,7 @@ class Hit:
         logit: The model's own raw value; what the order is made from.
         passage: The passage as it was passed in.
         truncated: Whether the model read less than the whole query and passage.
+        window: Where the passage was read in windows: the one that won, as characters (start, stop) of its text.
     """
 
     index: int
@@ -39,6 +40,7 @@ class Hit:
     logit: float
     passage: Passage
     truncated: bool = False
+    window: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ batches, with no switch to flip on a shared config.
 from __future__ import annotations
 
 import inspect
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -18,9 +19,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from tamis.engine.packing import Layout, current
+from tamis.engine.packing import Layout, Run, current
 
 PACKED = "tamis_packed"
+BLOCK = 512  # queries whose products stand in memory at once, where SDPA does not compute them
 
 
 class Unpackable(Exception):
@@ -36,6 +38,8 @@ def attention(
     scaling: float | None = None,
     is_causal: bool | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it.
@@ -49,61 +53,137 @@ def attention(
         scaling: Factor on the products; 1/sqrt(D) if None.
         is_causal: Overrides the module's own.
         sliding_window: Width of a local layer, exclusive; None for a global one.
+        softcap: Bound c of the scaled products, `c tanh(s / c)` (Gemma 2).
+        s_aux: (H,), a logit for each head that takes part in the softmax and has no value (gpt-oss).
         kwargs: Handed to SDPA outside a packed pass.
 
     Returns:
         (1, T, H, Dv), and None for the weights, which are never made.
     """
     layout = current()
-    if layout is None:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal, **kwargs
-        )
-    if any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "position_bias")):
-        raise Unpackable(type(module).__name__)
     causal = bool(getattr(module, "is_causal", False)) if is_causal is None else is_causal
-    if query.is_cuda and query.dtype != torch.float32 and _varlen_reaches(sliding_window):
-        out = _varlen(layout, query, key, value, scaling, causal, sliding_window)
-    else:
-        out = _by_runs(layout, query, key, value, scaling, causal, sliding_window)
-    return out, None
+    if layout is None:
+        if softcap is None and s_aux is None:
+            return sdpa_attention_forward(
+                module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal, **kwargs
+            )
+        mask = attention_mask
+        if mask is None and causal and query.shape[2] > 1:
+            mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
+        return by_hand(query, key, value, mask, scaling, softcap, s_aux).transpose(1, 2), None
+    if kwargs.get("position_bias") is not None:
+        raise Unpackable(type(module).__name__)
+    special = softcap is not None or s_aux is not None
+    kernel = query.is_cuda and query.dtype != torch.float32 and not special and _varlen_reaches(sliding_window)
+    if kernel and (not sliding_window or all(segment.itself for segment in layout.segments)):
+        return _varlen(layout, query, key, value, scaling, causal, sliding_window), None
+    attend = partial(by_hand, softcap=softcap, sinks=s_aux) if special else None
+    return _by_runs(layout, query, key, value, scaling, causal, sliding_window, attend), None
 
 
 def _by_runs(
-    layout: Layout, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, causal: bool, window: int | None
+    layout: Layout,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float | None,
+    causal: bool,
+    window: int | None,
+    attend: Callable[..., Tensor] | None = None,
 ) -> Tensor:
     """One SDPA call for each run of neighbours of equal length; views in, one copy out."""
     grouped = query.shape[1] != key.shape[1]
     outs = []
-    for row, count, length in layout.runs:
-        rows = slice(row, row + count * length)
+    for run in layout.runs:
 
-        def stacked(x: Tensor, rows: slice = rows, count: int = count, length: int = length) -> Tensor:
-            return x[0, :, rows].unflatten(1, (count, length)).transpose(0, 1)  # (count, heads, length, D)
+        def own(x: Tensor, run: Run = run) -> Tensor:
+            rows = x[0, :, run.row : run.row + run.count * run.length]
+            return rows.unflatten(1, (run.count, run.length)).transpose(0, 1)  # (count, heads, length, D)
 
-        mask = layout.window(length, window, causal=causal) if window and length > window else None
-        out = sdpa(
-            stacked(query),
-            stacked(key),
-            stacked(value),
-            attn_mask=mask,
-            is_causal=causal and mask is None,
-            scale=scaling,
-            enable_gqa=grouped,
-        )
+        def read(x: Tensor, run: Run = run) -> Tensor:
+            row, length = run.before
+            if not length:
+                return own(x, run)
+            before = x[:, :, row : row + length].expand(run.count, -1, -1, -1)
+            return torch.cat([before, own(x, run)], dim=2) if run.itself else before
+
+        mask = layout.mask(run, window, causal=causal)
+        if attend is not None:
+            out = attend(own(query), read(key), read(value), mask, scaling)
+        else:
+            flag = causal and not run.before[1] and not (window and run.length > window)  # the kernel's own mask
+            out = sdpa(
+                own(query),
+                read(key),
+                read(value),
+                attn_mask=None if flag else mask,
+                is_causal=flag,
+                scale=scaling,
+                enable_gqa=grouped,
+            )
         outs.append(out.transpose(1, 2).flatten(0, 1))  # (count * length, H, Dv)
     if layout.tail:
         outs.append(outs[-1].new_zeros(layout.tail, *outs[-1].shape[1:]))
     return torch.cat(outs).unsqueeze(0)
 
 
+def by_hand(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """Attention with a bound on its products, or with sinks, which SDPA does not have; softmax in float32.
+
+    Args:
+        query: (B, H, n, D).
+        key: (B, G, m, D).
+        value: (B, G, m, Dv).
+        mask: Bool, True where a query sees a key, or additive; broadcast to (B, H, n, m). None sees all.
+        scaling: Factor on the products; 1/sqrt(D) if None.
+        softcap: See `attention`.
+        sinks: See `attention`.
+
+    Returns:
+        (B, H, n, Dv). Memory: a block of `BLOCK` queries at a time.
+    """
+    copies = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(copies, dim=1) if copies > 1 else x for x in (key, value))
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    outs = []
+    for start in range(0, query.shape[2], BLOCK):
+        rows = slice(start, start + BLOCK)
+        products = (query[:, :, rows] @ key.transpose(-1, -2)) * scale  # (B, H, BLOCK, m)
+        if softcap is not None:
+            products = torch.tanh(products / softcap) * softcap
+        if mask is not None:
+            part = mask[..., rows, :]
+            products = products.masked_fill(~part, -torch.inf) if part.dtype == torch.bool else products + part
+        if sinks is not None:
+            sink = sinks.to(products.dtype)[None, :, None, None].expand(*products.shape[:-1], 1)
+            products = torch.cat([products, sink], dim=-1)
+        weights = torch.softmax(products, dim=-1, dtype=torch.float32).to(value.dtype)
+        outs.append(weights[..., : key.shape[2]] @ value)
+    return torch.cat(outs, dim=2)
+
+
 def _varlen(
     layout: Layout, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, causal: bool, window: int | None
 ) -> Tensor:
-    """Torch's variable-length attention: one kernel for the whole batch (CUDA, bfloat16 or float16)."""
+    """Torch's variable-length attention: one kernel for the whole batch (CUDA, bfloat16 or float16).
+
+    Where segments read others, keys and values are gathered; the kernel's causal mask is aligned at the last key.
+    """
     from torch.nn.attention.varlen import varlen_attn
 
     q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))  # (T, heads, D)
+    key_offsets, longest_key = layout.offsets, max(map(len, layout.segments))
+    if not layout.plain:
+        rows, key_offsets, longest_key = layout.keys
+        k, v = k[rows], v[rows]
     options: dict[str, Any] = {}
     known = _varlen_options()
     if q.shape[1] != k.shape[1]:
@@ -120,8 +200,8 @@ def _varlen(
         options["window_size"] = (reach, 0 if causal else reach)
     else:
         options["is_causal"] = causal
-    longest = max(layout.lengths)
-    out = varlen_attn(q, k, v, layout.offsets, layout.offsets, longest, longest, **options)
+    longest = max(map(len, layout.segments))
+    out = varlen_attn(q, k, v, layout.offsets, key_offsets, longest, longest_key, **options)
     assert isinstance(out, Tensor)  # noqa: S101 - a pair only with return_aux
     return out.unsqueeze(0)
 

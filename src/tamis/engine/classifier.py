@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from tamis.engine.architectures import Architecture
+from tamis.engine.backbone import TOLERANCE, Backbone, Readable, WholeModel, probe
 from tamis.engine.device import Runner
-from tamis.engine.encoder import TOLERANCE, Encoder, Readable, WholeModel, probe
 
 _CHECK_LENGTHS = (12, 31)
 
@@ -27,15 +27,15 @@ def classifier_runner(model: Any, architecture: Architecture | None, pad_id: int
         return whole
     vocabulary, dtype = model.config.vocab_size, model.dtype
     samples = [probe(min(length, longest), vocabulary, model.config) for length in _CHECK_LENGTHS]
-    expected = np.concatenate([whole.run([tokens]) for tokens in samples])
+    expected = np.stack([whole.run([tokens])[0] for tokens in samples])
     body = model.base_model
     head, pooler = architecture.head(model), getattr(body, "pooler", None)
     if pooler is not None:
         body.pooler = None  # the head has it now, in float32
-    encoder = Encoder(body, architecture, pad_id or 0)
+    encoder = Backbone(body, architecture, pad_id or 0)
     encoder.check(vocabulary, longest)
     runner = Readable(encoder, head)
-    difference = float(np.abs(runner.run(samples) - expected).max())
+    difference = float(np.abs(np.stack(runner.run(samples)) - expected).max())
     if difference <= 10 * TOLERANCE[dtype] * max(1.0, float(np.abs(expected).max())):
         encoder.tune(vocabulary, longest, first_only=architecture.bert_layers)
         return runner

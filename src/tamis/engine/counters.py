@@ -28,19 +28,20 @@ class Counters:
         self.splits = 0  # batches halved to find what made the model raise
         self.out_of_memory = 0
         self.deaths = 0  # of the engine's threads
-        self._batches = self._sequences = self._tokens = self._padding = 0
+        self._batches = self._sequences = self._tokens = self._padding = self._spared = 0
         self._seconds = 0.0
         self._waits: deque[float] = deque(maxlen=NEWEST)
         self._latencies: deque[float] = deque(maxlen=NEWEST)
         self._lock = threading.Lock()
 
-    def ran(self, lengths: Sequence[int], seconds: float, *, padded: bool) -> None:
-        """A batch is done."""
+    def ran(self, lengths: Sequence[int], seconds: float, *, padded: bool, spared: int = 0) -> None:
+        """A batch is done; `spared` of its tokens were not run, since others began with them."""
         with self._lock:
             self._batches += 1
             self._sequences += len(lengths)
             self._tokens += sum(lengths)
             self._padding += max(lengths) * len(lengths) - sum(lengths) if padded else 0
+            self._spared += spared
             self._seconds += seconds
 
     def waited(self, seconds: float) -> None:
@@ -56,11 +57,12 @@ class Counters:
     def summary(self) -> Mapping[str, float]:
         """Everything, by name; times in seconds."""
         with self._lock:
-            computed = self._tokens + self._padding
+            computed = self._tokens + self._padding - self._spared
             return {
                 "batches": self._batches,
                 "sequences": self._sequences,
                 "tokens": self._tokens,
+                "prefix_tokens_reused": self._spared,
                 "tokens_per_batch": self._tokens / self._batches if self._batches else 0.0,
                 "sequences_per_batch": self._sequences / self._batches if self._batches else 0.0,
                 "padding": self._padding / computed if computed else 0.0,

@@ -1,4 +1,4 @@
-"""What makes an encoder faster on a CPU. Each change is exact up to rounding; `Encoder.tune` checks it at every load.
+"""What makes an encoder faster on a CPU. Each change is exact up to rounding; `Backbone.tune` checks it at every load.
 
 Measured with MiniLM-L6 on one core (see benchmarks/RESULTS.md): the last layer for the rows that are read saves
 1/7 of the time, oneDNN's own weight layout 1/12, and GELU inside the product before it another few hundredths.
@@ -99,7 +99,7 @@ def _first_rows(layer: Any, original: Any, hidden: Tensor, *args: Any, **kwargs:
     query = attention.query(first).view(shape).unsqueeze(2)  # (B, H, 1, D)
     key, value = (project(rows).view(shape) for project in (attention.key, attention.value))  # (T, H, D)
     outs, done = [], 0
-    for row, count, length in layout.runs:
+    for row, count, length, *_ in layout.runs:
 
         def stacked(x: Tensor, rows: slice = slice(row, row + count * length), count: int = count) -> Tensor:
             return x[rows].unflatten(0, (count, -1)).transpose(1, 2)  # (count, H, length, D)

@@ -13,21 +13,16 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from tamis.engine.counters import Counters
-from tamis.engine.requests import Row, Sent
+from tamis.engine.requests import Outputs, Row, Sent
 from tamis.engine.scheduler import Work
-from tamis.engine.sequences import Tokens, by_length, cut
+from tamis.engine.sequences import Tokens, cut, in_order, saved
 from tamis.errors import OutOfMemory
 
 logger = logging.getLogger(__name__)
 
 CALM = 50  # batches without an out-of-memory error, after which the budget grows again
 PATIENCE = 8  # sequences of a batch that fail by themselves, and none that does not, before the rest is given up
-
-Outputs = NDArray[np.float32]
 
 
 class Runner(Protocol):
@@ -38,11 +33,15 @@ class Runner(Protocol):
         """Whether a batch costs its longest length times its size, instead of the sum of its lengths."""
 
     @property
+    def shares(self) -> bool:
+        """Whether an equal beginning of several sequences (`Tokens.shared`) is run once a batch."""
+
+    @property
     def survives_fork(self) -> bool:
         """Whether the model still works in a forked child: on a CPU it does, CUDA's contexts do not."""
 
     def run(self, batch: Sequence[Tokens]) -> Outputs:
-        """One row of float32 for each sequence, shape (len(batch), k). Raises torch.OutOfMemoryError as torch does."""
+        """One row of float32 for each sequence, (k,) or (tokens, k). Raises torch.OutOfMemoryError as torch does."""
 
     def free(self) -> None:
         """Lets go of the model."""
@@ -104,10 +103,11 @@ class Device:
             exchange.died(self, error, works)
 
     def _run(self, exchange: Exchange, works: list[Work[Sent]]) -> None:
-        todo = [works[i] for i in by_length([work.cost for work in works])]
+        todo = [works[i] for i in in_order([work.payload.tokens for work in works])]
         while todo:
             todo = [work for work in todo if exchange.wanted(work)]
-            batches = cut([work.cost for work in todo], self.budget, padded=self.runner.padded)
+            sequences = [work.payload.tokens for work in todo]
+            batches = cut(sequences, self.budget, padded=self.runner.padded, shares=self.runner.shares)
             if not batches:
                 return
             # Only the first is run: a batch that does not fit changes the budget, and with it all later cuts.
@@ -126,11 +126,25 @@ class Device:
         except Exception as error:  # noqa: BLE001 - it belongs to those who sent it, and the engine lives on
             self._isolate(exchange, batch, error)
             return []
-        exchange.counters.ran([work.cost for work in batch], time.perf_counter() - start, padded=self.runner.padded)
+        exchange.counters.ran(
+            [work.cost for work in batch],
+            time.perf_counter() - start,
+            padded=self.runner.padded,
+            spared=self._spared(batch),
+        )
         self._grow()
         for work, row in zip(batch, rows, strict=True):
             exchange.give(work, row)
         return []
+
+    def _spared(self, batch: list[Work[Sent]]) -> int:
+        """Tokens of shared beginnings that were not run again."""
+        begun: set[bytes] = set()
+        total = 0
+        for tokens in (work.payload.tokens for work in batch):
+            total += saved(tokens, begun, shares=self.runner.shares)
+            begun.add(tokens.beginning)
+        return total
 
     def _isolate(self, exchange: Exchange, batch: list[Work[Sent]], error: Exception) -> None:
         """Finds the sequences that make the model raise by halving; the others of the batch are answered.

@@ -21,8 +21,8 @@ import numpy as np
 
 from tamis.cache import ByteLRU
 from tamis.engine.counters import Counters
-from tamis.engine.device import Device, Outputs, Runner
-from tamis.engine.requests import Row, Sent, Ticket, digest
+from tamis.engine.device import Device, Runner
+from tamis.engine.requests import Outputs, Row, Sent, Ticket, digest
 from tamis.engine.scheduler import Job, Scheduler, Work
 from tamis.engine.sequences import Tokens
 from tamis.errors import Closed, DeviceLost, Overloaded
@@ -113,7 +113,7 @@ class Engine:
         """
         ticket = Ticket([None] * len(sequences), len(sequences), time.perf_counter())
         if not sequences:
-            resolve(ticket.future, np.zeros((0, 0), np.float32))
+            resolve(ticket.future, [])
             return ticket.future
         keys = [digest(tokens) for tokens in sequences]
         with self._wake:
@@ -254,7 +254,7 @@ class Engine:
 
     def _deliver(self, ticket: Ticket) -> None:
         self.counters.answered(time.perf_counter() - ticket.arrived)
-        resolve(ticket.future, np.stack([row for row in ticket.rows if row is not None]))
+        resolve(ticket.future, [row for row in ticket.rows if row is not None])
 
     def wanted(self, work: Work[Sent]) -> bool:
         """Whether anybody waits for it still; if not, it is forgotten."""

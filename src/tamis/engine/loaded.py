@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from tamis.cache import ByteLRU
-from tamis.engine.device import Outputs
 from tamis.engine.engine import Engine
+from tamis.engine.requests import Outputs
 from tamis.engine.scheduler import Job
 from tamis.engine.sequences import Tokens
 from tamis.engine.shared import Shared

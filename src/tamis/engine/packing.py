@@ -1,16 +1,21 @@
 """Sequences laid end to end: where each one lies, and the arrays that a model takes.
 
-A batch is one row of T tokens, T the sum of the lengths. Position ids start again for each sequence, so that only
-attention needs to know the borders; it reads them from `current()`.
+A batch is one row of T tokens. A sequence is a segment of it, or two: where several begin with the same tokens, that
+beginning is a segment of its own, laid down once, and their rests are segments that read it; a sequence whose last
+tokens nobody reads has those in a second segment that reads the first alone. Position ids are those of the sequences,
+so that only attention needs to know the borders; it reads them from `current()`.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, groupby
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,70 +25,182 @@ from torch import Tensor
 from tamis.engine.sequences import Tokens
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Segment:
+    """Tokens that lie together.
+
+    Attributes:
+        tokens: The sequence that they are of; of several that share a beginning, any.
+        start: The place of its first token in the sequence.
+        stop: The place after its last token.
+        sequence: Number of the sequence; -1 for a beginning that several share.
+        before: Number of the segment whose tokens it reads besides; -1 for none.
+        itself: Whether its tokens read each other.
+    """
+
+    tokens: Tokens
+    start: int
+    stop: int
+    sequence: int
+    before: int = -1
+    itself: bool = True
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+class Run(NamedTuple):
+    """Neighbours that attention can take as one small batch: `count` segments of `length` rows, from `row` on.
+
+    All of them also read the rows `before` (first row, number of rows), and each its own unless `itself` is False.
+    """
+
+    row: int
+    count: int
+    length: int
+    before: tuple[int, int] = (0, 0)
+    itself: bool = True
+
+
+def segments_of(batch: Sequence[Tokens], *, share: bool = False) -> list[Segment]:
+    """The batch in segments. Sequences keep their order, but for equal beginnings, which stand together if `share`."""
+    counts = Counter(tokens.beginning for tokens in batch) if share else Counter[bytes]()
+    groups: dict[bytes, list[int]] = {}  # an empty beginning, or one of its own, makes no group: its key is unique
+    for i, tokens in enumerate(batch):
+        beginning = tokens.beginning if share else b""
+        alone = not beginning or counts[beginning] < 2
+        groups.setdefault(b"%d" % i if alone else beginning, []).append(i)
+    segments: list[Segment] = []
+    for members in groups.values():
+        before = start = -1
+        if len(members) > 1:
+            before, start = len(segments), batch[members[0]].shared
+            segments.append(Segment(batch[members[0]], 0, start, -1))
+        for i in members:
+            tokens = batch[i]
+            end = len(tokens) - tokens.unseen
+            segments.append(Segment(tokens, max(0, start), end, i, before))
+            if tokens.unseen:
+                segments.append(Segment(tokens, end, len(tokens), i, len(segments) - 1, itself=False))
+    return segments
+
+
 class Layout:
     """Where each of B sequences lies in T packed rows.
 
     Attributes:
-        lengths: B lengths, all above 0.
-        starts: B + 1 offsets, from 0 to T.
+        edges: Offsets of the segments, from 0 to T.
+        lengths: Rows of each sequence, without a beginning that it shares.
         tail: Rows after T that belong to no sequence; attention leaves them at zero, and nobody reads them.
+        layer: After which layer the batch leaves the model; None is the last.
     """
 
-    def __init__(self, lengths: Sequence[int], device: torch.device, *, rounded: bool = False) -> None:
-        self.lengths = list(lengths)
-        self.tail = -sum(lengths) % step_of(sum(lengths)) if rounded else 0
-        self.starts = [0, *accumulate(self.lengths)]
+    def __init__(
+        self, segments: Sequence[Segment], device: torch.device, *, rounded: bool = False, layer: int | None = None
+    ) -> None:
+        self.segments = list(segments)
         self.device = device
-        self._windows: dict[tuple[int, int, bool], Tensor] = {}
+        self.layer = layer
+        self.edges = [0, *accumulate(map(len, self.segments))]
+        self.tail = -self.rows % step_of(self.rows) if rounded else 0
+        spans: dict[int, tuple[int, int]] = {}
+        for number, segment in enumerate(self.segments):
+            if segment.sequence >= 0:
+                first = spans.get(segment.sequence, (self.edges[number], 0))[0]
+                spans[segment.sequence] = (first, self.edges[number + 1])
+        self.spans = [slice(*spans[i]) for i in range(len(spans))]
+        self.lengths = [span.stop - span.start for span in self.spans]
+        self._masks: dict[tuple[int, int, int | None, bool, bool], Tensor | None] = {}
+
+    @property
+    def rows(self) -> int:
+        """T."""
+        return self.edges[-1]
+
+    @property
+    def plain(self) -> bool:
+        """Whether every sequence is one segment that reads itself alone, in the batch's order."""
+        return all(segment.before < 0 and segment.sequence == i for i, segment in enumerate(self.segments))
 
     @cached_property
-    def runs(self) -> list[tuple[int, int, int]]:
-        """Neighbours of equal length as (first row, how many sequences, their length)."""
-        runs, row = [], 0
-        for length, group in groupby(self.lengths):
-            count = sum(1 for _ in group)
-            runs.append((row, count, length))
-            row += count * length
+    def runs(self) -> list[Run]:
+        """Neighbours of equal length that read the same rows besides their own."""
+        runs: list[Run] = []
+
+        def kind(number: int) -> tuple[int, int, bool]:
+            segment = self.segments[number]
+            return len(segment), segment.before, segment.itself
+
+        for (length, before, itself), group in groupby(range(len(self.segments)), kind):
+            numbers = list(group)
+            rows = (self.edges[before], len(self.segments[before])) if before >= 0 else (0, 0)
+            runs.append(Run(self.edges[numbers[0]], len(numbers), length, rows, itself))
         return runs
 
     @cached_property
     def offsets(self) -> Tensor:
-        """`starts` as int32 on the device, shape (B + 1,), as variable-length attention takes it."""
-        return torch.tensor(self.starts, dtype=torch.int32, device=self.device)
+        """`edges` as int32 on the device, as variable-length attention takes it."""
+        return torch.tensor(self.edges, dtype=torch.int32, device=self.device)
+
+    @cached_property
+    def keys(self) -> tuple[Tensor, Tensor, int]:
+        """For each segment the rows that it reads, end to end; their offsets, int32; the largest number of them."""
+        rows, counts = [], []
+        for number, segment in enumerate(self.segments):
+            parts = [segment.before] if segment.before >= 0 else []
+            parts += [number] if segment.itself else []
+            mine = [np.arange(self.edges[part], self.edges[part + 1]) for part in parts]
+            rows += mine
+            counts.append(sum(map(len, mine)))
+        offsets = torch.tensor([0, *accumulate(counts)], dtype=torch.int32, device=self.device)
+        return torch.from_numpy(np.concatenate(rows)).to(self.device), offsets, max(counts)
 
     @cached_property
     def first(self) -> Tensor:
-        """Row of each sequence's first token, shape (B,)."""
-        return torch.tensor(self.starts[:-1], device=self.device)
+        """Row of each sequence's first token, shape (B,); of its first own token if it shares a beginning."""
+        return torch.tensor([span.start for span in self.spans], device=self.device)
 
     @cached_property
     def last(self) -> Tensor:
         """Row of each sequence's last token, shape (B,)."""
-        return torch.tensor(self.starts[1:], device=self.device) - 1
+        return torch.tensor([span.stop - 1 for span in self.spans], device=self.device)
 
     @cached_property
     def owner(self) -> Tensor:
-        """Which sequence each row belongs to, shape (T,)."""
-        counts = torch.tensor(self.lengths, device=self.device)
-        return torch.repeat_interleave(torch.arange(len(self.lengths), device=self.device), counts)
+        """Which sequence each row belongs to, shape (T,); -1 where several share it."""
+        return self._by_segment([segment.sequence for segment in self.segments])
 
     @cached_property
     def place(self) -> Tensor:
         """Each row's place in its own sequence, from 0, shape (T,)."""
-        return torch.arange(self.starts[-1], device=self.device) - self.first[self.owner]
+        starts = self._by_segment(
+            [segment.start - edge for segment, edge in zip(self.segments, self.edges, strict=False)]
+        )
+        return torch.arange(self.rows, device=self.device) + starts
 
-    def window(self, length: int, width: int, *, causal: bool) -> Tensor:
-        """Which keys each query of a local layer sees: bool, shape (length, length).
+    def mask(self, run: Run, width: int | None, *, causal: bool) -> Tensor | None:
+        """Which keys each query of a segment sees: bool, (length, keys), its own keys last; None if all.
 
         `width` is exclusive, as transformers hands it over: `|query - key| < width`, and the past only if causal.
         """
-        key = (length, width, causal)
-        if key not in self._windows:
-            step = torch.arange(length, device=self.device)
-            distance = step[:, None] - step  # query - key
-            near = distance < width
-            self._windows[key] = near & (distance >= 0) if causal else near & (distance > -width)
-        return self._windows[key]
+        length, before = run.length, run.before[1]
+        near = width if width and before + length > width else None
+        if near is None and not (causal and run.itself):
+            return None
+        key = (length, before, near, causal, run.itself)
+        if key not in self._masks:
+            asked = torch.arange(before, before + length, device=self.device)
+            keys = torch.arange(before + length if run.itself else before, device=self.device)
+            distance = asked[:, None] - keys
+            seen = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
+            if near is not None:
+                seen &= (distance < near) & (distance > -near)
+            self._masks[key] = seen
+        return self._masks[key]
+
+    def _by_segment(self, values: list[int]) -> Tensor:
+        counts = torch.tensor([len(segment) for segment in self.segments], device=self.device)
+        return torch.repeat_interleave(torch.tensor(values, device=self.device), counts)
 
 
 def step_of(rows: int) -> int:
@@ -116,19 +233,24 @@ def packed(layout: Layout) -> Iterator[None]:
         _here.layout = None
 
 
-def ids_of(batch: Sequence[Tokens], layout: Layout) -> Tensor:
+def ids_of(layout: Layout) -> Tensor:
     """Token ids end to end, shape (T + tail,)."""
-    return _end_to_end([tokens.ids for tokens in batch], layout)
+    return _end_to_end([segment.tokens.ids[segment.start : segment.stop] for segment in layout.segments], layout)
 
 
-def type_ids_of(batch: Sequence[Tokens], layout: Layout) -> Tensor:
+def type_ids_of(layout: Layout) -> Tensor:
     """Token types end to end, zeros where a sequence has none, shape (T + tail,)."""
-    return _end_to_end([_zeros(len(t)) if t.type_ids is None else t.type_ids for t in batch], layout)
+    return _end_to_end([_types(segment) for segment in layout.segments], layout)
 
 
 def positions_of(layout: Layout, first: int) -> Tensor:
     """Position ids, from `first` on in each sequence, shape (T + tail,)."""
     return torch.nn.functional.pad(layout.place + first, (0, layout.tail), value=first)
+
+
+def _types(segment: Segment) -> NDArray[np.int32]:
+    types = segment.tokens.type_ids
+    return _zeros(len(segment)) if types is None else types[segment.start : segment.stop]
 
 
 def _end_to_end(parts: list[NDArray[np.int32]], layout: Layout) -> Tensor:

@@ -102,7 +102,7 @@ def _deberta_convolution(original: Callable[..., Tensor], hidden: Tensor, residu
 
 def _by_runs(layout: Layout, compute: Callable[[slice, int, int], Tensor]) -> Tensor:
     """(1, T, d) from the rows of each run of neighbours of equal length."""
-    outs = [compute(slice(row, row + n * size), n, size) for row, n, size in layout.runs]
+    outs = [compute(slice(row, row + n * size), n, size) for row, n, size, *_ in layout.runs]
     if layout.tail:
         outs.append(outs[-1].new_zeros(layout.tail, *outs[-1].shape[1:]))
     return torch.cat(outs).unsqueeze(0)

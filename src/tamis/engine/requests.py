@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -14,6 +15,9 @@ from tamis.engine.scheduler import Work
 from tamis.engine.sequences import Tokens
 
 Row: TypeAlias = NDArray[np.float32]
+"""What comes of a sequence: (k,), or (its tokens, k)."""
+Outputs: TypeAlias = Sequence[Row]
+"""One row for each sequence."""
 
 
 @dataclass(slots=True, eq=False)
@@ -24,14 +28,14 @@ class Ticket:
         rows: One for each sequence, None until it is there.
         left: How many are not.
         arrived: When, by `time.perf_counter`.
-        future: Brings the rows, stacked.
+        future: Brings the rows.
         works: What it waits for.
     """
 
     rows: list[Row | None]
     left: int
     arrived: float
-    future: Future[NDArray[np.float32]] = field(default_factory=Future)
+    future: Future[Outputs] = field(default_factory=Future)
     works: list[Work[Sent]] = field(default_factory=list)
 
 
@@ -53,8 +57,9 @@ class Sent:
 
 
 def digest(tokens: Tokens) -> bytes:
-    """Tells sequences apart by their ids and types, without keeping them."""
+    """Tells sequences apart by whatever changes their rows, without keeping them."""
     made = blake2b(tokens.ids.tobytes(), digest_size=16)
+    made.update(b"%d %d %s" % (tokens.unseen, tokens.layer or 0, repr(tokens.passage).encode()))
     if tokens.type_ids is not None:
         made.update(b"/")
         made.update(tokens.type_ids.tobytes())

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+LEAST_SHARED = 8  # tokens; a shorter beginning is not worth running apart
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tokens:
@@ -16,39 +18,68 @@ class Tokens:
     Attributes:
         ids: int32, shape (n,).
         type_ids: int32, shape (n,): 0 for the query's part and 1 for the passage's. None where the model has none.
+        shared: How many tokens at the beginning other sequences may have too, less than n. A causal model whose last
+            token is read runs an equal beginning once a batch.
+        unseen: How many tokens at the end are read by no token: they see what is before them, and not each other.
+        layer: Leave the model after this many layers; None is all of them.
+        passage: Where the passage's own tokens lie, for models that compress them.
     """
 
     ids: NDArray[np.int32]
     type_ids: NDArray[np.int32] | None = None
+    shared: int = 0
+    unseen: int = 0
+    layer: int | None = None
+    passage: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def beginning(self) -> bytes:
+        """Tells beginnings apart; empty where there is none that is worth sharing."""
+        return self.ids[: self.shared].tobytes() if self.shared >= LEAST_SHARED else b""
 
-def by_length(lengths: Sequence[int]) -> list[int]:
-    """Indices from the longest to the shortest: equal lengths stand together, and memory peaks in the first batch."""
-    return sorted(range(len(lengths)), key=lambda i: -lengths[i])
+
+def in_order(batch: Sequence[Tokens]) -> list[int]:
+    """Indices for the device: equal beginnings together, and within them from the longest to the shortest.
+
+    So equal lengths stand together, and without beginnings memory peaks in the first batch.
+    """
+    groups: dict[tuple[int | None, bytes], int] = {}
+    keys = [groups.setdefault((tokens.layer, tokens.beginning), len(groups)) for tokens in batch]
+    return sorted(range(len(batch)), key=lambda i: (keys[i], -len(batch[i])))
 
 
-def cut(lengths: Sequence[int], budget: int, *, padded: bool) -> list[slice]:
+def cut(batch: Sequence[Tokens], budget: int, *, padded: bool = False, shares: bool = False) -> list[slice]:
     """Consecutive batches that cost at most `budget` tokens each; a sequence above it is a batch of its own.
 
-    A packed batch costs the sum of its lengths, a padded one its longest length times its size.
+    A packed batch costs the sum of its lengths, less what its sequences share; a padded one its longest length times
+    its size.
 
-    >>> cut([5, 4, 3, 3], 8, padded=False)
-    [slice(0, 1, None), slice(1, 3, None), slice(3, 4, None)]
-    >>> cut([5, 4, 3, 3], 8, padded=True)
-    [slice(0, 1, None), slice(1, 3, None), slice(3, 4, None)]
+    >>> batch = [Tokens(np.zeros(n, np.int32)) for n in (5, 4, 3, 3)]
+    >>> cut(batch, 8), cut(batch, 8, padded=True) == cut(batch, 8)
+    ([slice(0, 1, None), slice(1, 3, None), slice(3, 4, None)], True)
     """
     batches = []
     start = total = longest = 0
-    for i, length in enumerate(lengths):
-        longest = max(longest, length)
-        cost = longest * (i - start + 1) if padded else total + length
-        if i > start and cost > budget:
+    begun: set[bytes] = set()
+    for i, tokens in enumerate(batch):
+        longest = max(longest, len(tokens))
+        cost = len(tokens) - saved(tokens, begun, shares=shares)
+        if i > start and (longest * (i - start + 1) if padded else total + cost) > budget:
             batches.append(slice(start, i))
-            start, total, longest = i, 0, length
-        total += length
-    if lengths:
-        batches.append(slice(start, len(lengths)))
+            start, total, longest = i, 0, len(tokens)
+            begun.clear()
+            cost = len(tokens)
+        begun.add(tokens.beginning)
+        total += cost
+    if batch:
+        batches.append(slice(start, len(batch)))
     return batches
+
+
+def saved(tokens: Tokens, begun: set[bytes], *, shares: bool) -> int:
+    """How many tokens of a sequence need not be run, where the beginnings `begun` are in the batch already."""
+    beginning = tokens.beginning if shares else b""
+    return tokens.shared if beginning and beginning in begun else 0

@@ -7,13 +7,19 @@ almost at random, and nobody notices.
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.metadata import entry_points
 
 from tamis.checkpoint import Checkpoint
 from tamis.errors import InvalidInput, UnknownFamily
-from tamis.options import LoadOptions
+from tamis.options import MODES, LoadOptions
 from tamis.scorers.base import Scorer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +32,9 @@ class Family:
         summary: Which checkpoints, in a line.
         score: How its logit becomes a score, in a line.
         build: Makes the scorer. Heavy imports belong inside it.
+        fallback: Whether it is taken only if the caller names its mode and no other family fits.
+        template: What the model reads, in a line.
+        window: How many tokens it reads, in a line.
         matches: Whether a checkpoint's own files say that it belongs here.
         hub_ids: Exact ids of checkpoints whose files do not say it.
     """
@@ -37,15 +46,51 @@ class Family:
     build: Callable[[Checkpoint, LoadOptions], Scorer]
     matches: Callable[[Checkpoint], bool] = field(default=lambda _: False)
     hub_ids: frozenset[str] = frozenset()
+    fallback: bool = False
+    template: str = ""
+    window: str = "the checkpoint's own"
 
+
+_BUILT_IN = ("lexical", "sequence_classification", "sentence_encoders")  # modules; the more special come first
 
 _FAMILIES: dict[str, Family] = {}
 
 
+_lock = threading.RLock()
+_loaded = False
+
+
+def register(family: Family, *, replace: bool = False) -> None:
+    """Adds a family, before all that are there: its `matches` and `hub_ids` are asked first.
+
+    A package does the same for its users with an entry point of the group `tamis.families`, which names a `Family` or
+    a list of them.
+
+    Args:
+        family: The new one.
+        replace: Whether it may take the place of one of the same name.
+
+    Raises:
+        InvalidInput: The name is taken, or the mode is none of `tamis.options.MODES`.
+    """
+    if not isinstance(family, Family):
+        raise InvalidInput(f"A family is a tamis.families.Family, not a {type(family).__name__}.")
+    if family.mode not in MODES:
+        raise InvalidInput(f"Family {family.name!r} has the mode {family.mode!r}; pass one of {', '.join(MODES)}.")
+    with _lock:
+        _load()
+        if family.name in _FAMILIES and not replace:
+            raise InvalidInput(f"There is a family {family.name!r} already; choose another name, or pass replace=True.")
+        rest = {name: other for name, other in _FAMILIES.items() if name != family.name}
+        _FAMILIES.clear()
+        _FAMILIES.update({family.name: family, **rest})
+
+
 def families() -> tuple[Family, ...]:
     """All families; one that is more special stands before one that is less."""
-    _load_built_ins()
-    return tuple(_FAMILIES.values())
+    with _lock:
+        _load()
+        return tuple(_FAMILIES.values())
 
 
 def list_families() -> list[str]:
@@ -71,10 +116,11 @@ def resolve(checkpoint: Checkpoint, options: LoadOptions) -> Family:
         if checkpoint.name in family.hub_ids:
             return family
     for family in fitting:
-        if family.matches(checkpoint):
+        if not family.fallback and family.matches(checkpoint):
             return family
-    if options.mode == "bi-encoder":
-        return _FAMILIES["plain-encoder"]
+    for family in fitting:
+        if family.fallback and options.mode is not None and family.matches(checkpoint):
+            return family
     raise UnknownFamily(_advice(checkpoint, options))
 
 
@@ -93,21 +139,43 @@ def named(name: str, mode: str | None = None) -> Family:
 
 
 def _advice(checkpoint: Checkpoint, options: LoadOptions) -> str:
-    what = checkpoint.architecture or checkpoint.model_type or "no architecture"
+    what = f"{checkpoint.name} holds {checkpoint.architecture or checkpoint.model_type or 'no architecture'}"
     if options.mode == "cross-encoder":
         return (
-            f"{checkpoint.name} holds {what}, which has no classification head, so that it cannot be a cross-encoder. "
+            f"{what}, which has no classification head, so that it cannot be a cross-encoder. "
             'Pass mode="bi-encoder" if it is an embedding model.'
         )
+    if options.mode is not None:
+        other = next((f for f in families() if not f.fallback and f.matches(checkpoint)), None)
+        return f"{what}, which cannot be scored in the mode {options.mode!r}. " + (
+            f"Its files say {other.mode!r}: leave mode= out."
+            if other
+            else f"If you know its prompt and head, pass family=, one of {', '.join(list_families())}."
+        )
+    if checkpoint.architecture.endswith("ForCausalLM"):
+        return (
+            f"{what}, and neither its files nor its id say with which prompt it ranks; the wrong one ranks at random. "
+            'Pass family= if it is one of a known series, or mode="causal-lm" to ask it as a chat model, untuned.'
+        )
     return (
-        f"{checkpoint.name} holds {what}, and neither its files nor its id say how it scores. Pass "
+        f"{what}, and neither its files nor its id say how it scores. Pass "
         'mode="bi-encoder" for an encoder of texts, or family= one of ' + ", ".join(list_families()) + "."
     )
 
 
-def _load_built_ins() -> None:
-    if not _FAMILIES:
-        from tamis.families import lexical, sentence_encoders, sequence_classification
-
-        for family in (*lexical.FAMILIES, *sequence_classification.FAMILIES, *sentence_encoders.FAMILIES):
-            _FAMILIES[family.name] = family
+def _load() -> None:
+    """The built-in families, the special ones first, then those of installed packages before them."""
+    global _loaded
+    if _loaded:
+        return
+    _loaded = True
+    for name in reversed(_BUILT_IN):
+        for family in reversed(import_module(f"tamis.families.{name}").FAMILIES):
+            register(family)
+    for entry in entry_points(group="tamis.families"):
+        try:
+            found = entry.load()
+            for family in [found] if isinstance(found, Family) else list(found):
+                register(family)
+        except Exception:  # another package's fault must not take the built-in families away
+            logger.exception("The entry point %s of the group tamis.families cannot be used.", entry.value)

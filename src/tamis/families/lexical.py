@@ -12,8 +12,17 @@ def build(checkpoint: Checkpoint | None, options: LoadOptions) -> Scorer:
     """BM25 over the candidates of each call."""
     from tamis.scorers.lexical import LexicalScorer
 
-    options.refuse("lexical", "num_layers", "dim", "layer", "instruction", "max_length", "device", "weight")
+    options.allow("lexical")
     return LexicalScorer()
 
 
-FAMILIES = (Family("bm25", "lexical", "words of the candidates; no checkpoint", "s / (1 + s) of the BM25 sum", build),)
+FAMILIES = (
+    Family(
+        "bm25",
+        "lexical",
+        "words of the candidates; no checkpoint",
+        "s / (1 + s) of the BM25 sum",
+        build,
+        window="all of it",
+    ),
+)

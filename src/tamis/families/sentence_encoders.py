@@ -21,37 +21,24 @@ _NO_OPERATION = ("Normalize", "Dropout")  # cosines normalise by themselves
 
 def build(checkpoint: Checkpoint, options: LoadOptions, *, normalize_first: bool = False) -> Scorer:
     """A bi-encoder over the shared engine of the checkpoint."""
-    from tamis.engine.devices import choose_devices, choose_dtype
-    from tamis.engine.loaded import Lease
+    from tamis import transformer
     from tamis.scorers.bi_encoder import BiEncoderScorer
-    from tamis.transformer import chosen_length
 
-    options.refuse("bi-encoder", "layer")
-    devices = choose_devices(options.device)
-    dtype = choose_dtype(options.dtype, devices[0])
-    key = (
-        "bi-encoder", checkpoint.fingerprint(), devices, dtype, options.num_layers, options.attention,
-        options.batch_tokens, options.trust_remote_code, options.cache_bytes, options.score_cache_bytes,
-        options.queue_tokens,
-    )  # fmt: skip
-    make = partial(_load, checkpoint, options, devices, dtype)
-    lease = Lease(key, make, weight=options.weight, wait=options.overload == "wait")
-    try:
-        width = lease.loaded.width
-        prompts = checkpoint.sentence_config.get("prompts") or {}
-        return BiEncoderScorer(
+    options.allow("bi-encoder", "dim", "instruction")
+    prompts = checkpoint.sentence_config.get("prompts") or {}
+    return transformer.held(
+        transformer.lease("bi-encoder", checkpoint, options, _load),
+        lambda lease: BiEncoderScorer(
             lease,
             model=checkpoint.name,
-            max_length=chosen_length(options, lease.loaded.longest, checkpoint.name),
-            dims=_dims(options.dim, width, checkpoint.name),
+            max_length=transformer.chosen_length(options, lease.loaded.longest, checkpoint.name),
+            dims=_dims(options.dim, lease.loaded.width, checkpoint.name),
             query_prompt=prompts.get("query", "") if options.instruction is None else options.instruction,
             passage_prompt=next((prompts[name] for name in _PASSAGE_PROMPTS if name in prompts), ""),
             normalize_first=normalize_first,
             long_documents=options.long_documents,
-        )
-    except BaseException:
-        lease.close()
-        raise
+        ),
+    )
 
 
 def _load(checkpoint: Checkpoint, options: LoadOptions, devices: Sequence[Any], dtype: Any) -> Any:
@@ -60,7 +47,7 @@ def _load(checkpoint: Checkpoint, options: LoadOptions, devices: Sequence[Any], 
 
     from tamis import transformer
     from tamis.cache import ByteLRU
-    from tamis.engine.encoder import Encoder, Readable, probe
+    from tamis.engine.backbone import Backbone, Readable, probe
     from tamis.engine.loaded import Loaded
 
     readout = _readout(checkpoint)
@@ -79,14 +66,14 @@ def _load(checkpoint: Checkpoint, options: LoadOptions, devices: Sequence[Any], 
             )
         if getattr(model, "pooler", None) is not None:
             model.pooler = None  # a head for other tasks
-        encoder = Encoder(model.to(device), architecture, tokenizer.pad_id or 0)
+        encoder = Backbone(model.to(device), architecture, tokenizer.pad_id or 0)
         with torch.inference_mode():
             encoder.check(config.vocab_size, longest)
             encoder.tune(config.vocab_size, longest, first_only=_poolings(checkpoint) == ("cls",))
         return Readable(encoder, readout(device))
 
     runners = [runner(device) for device in devices]
-    width = runners[0].run([probe(8, config.vocab_size, config)]).shape[1]
+    width = len(runners[0].run([probe(8, config.vocab_size, config)])[0])
     engine = transformer.engine(runners, devices[0], checkpoint, options)
     facts = transformer.facts(checkpoint, devices, dtype)
     return Loaded(engine, tokenizer, longest, width, ByteLRU(options.cache_bytes), facts)
@@ -229,5 +216,7 @@ FAMILIES = (
         'any encoder without a sentence-transformers layout, mean pooling; only with mode="bi-encoder"',
         "(1 + cos) / 2",
         build,
+        matches=lambda _: True,
+        fallback=True,
     ),
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from tamis.checkpoint import Checkpoint
@@ -20,31 +19,20 @@ _PLAIN_ACTIVATIONS = ("Identity", "Sigmoid")
 
 def build(checkpoint: Checkpoint, options: LoadOptions) -> Scorer:
     """A cross-encoder over the shared engine of the checkpoint."""
-    from tamis.engine.devices import choose_devices, choose_dtype
-    from tamis.engine.loaded import Lease
+    from tamis import transformer
     from tamis.scorers.cross_encoder import CrossEncoderScorer
-    from tamis.transformer import chosen_length
 
-    options.refuse("cross-encoder", "dim", "layer")
-    devices = choose_devices(options.device)
-    dtype = choose_dtype(options.dtype, devices[0])
-    key = (
-        "cross-encoder", checkpoint.fingerprint(), devices, dtype, options.num_layers, options.attention, options.head,
-        options.batch_tokens, options.trust_remote_code, options.score_cache_bytes, options.queue_tokens,
-    )  # fmt: skip
-    make = partial(_load, checkpoint, options, devices, dtype)
-    lease = Lease(key, make, weight=options.weight, wait=options.overload == "wait")
-    try:
-        return CrossEncoderScorer(
+    options.allow("cross-encoder", "instruction")
+    return transformer.held(
+        transformer.lease("cross-encoder", checkpoint, options, _load),
+        lambda lease: CrossEncoderScorer(
             lease,
             model=checkpoint.name,
-            max_length=chosen_length(options, lease.loaded.longest, checkpoint.name),
+            max_length=transformer.chosen_length(options, lease.loaded.longest, checkpoint.name),
             prompt=_prompt(checkpoint.sentence_config) if options.instruction is None else options.instruction,
             long_documents=options.long_documents,
-        )
-    except BaseException:
-        lease.close()
-        raise
+        ),
+    )
 
 
 def _load(checkpoint: Checkpoint, options: LoadOptions, devices: Sequence[Any], dtype: Any) -> Any:

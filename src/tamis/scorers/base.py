@@ -22,12 +22,17 @@ class Scores:
         truncated: Whether the model read less than the whole pair, bool, shape (n,).
         tokens: How many tokens went through the model.
         cached: How many passages needed no model pass.
+        unit: What a logit is divided by before it becomes a score: for a sum over query tokens, their number.
+        windows: Of each passage that was read in windows, the characters of the one that won; None for the others,
+            and altogether where there are none.
     """
 
     logits: NDArray[np.float64]
     truncated: NDArray[np.bool_]
     tokens: int = 0
     cached: int = 0
+    unit: float = 1.0
+    windows: Sequence[tuple[int, int] | None] | None = None
 
 
 class Scorer(Protocol):

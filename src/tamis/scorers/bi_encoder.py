@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tamis.budget import TokenCounter
-from tamis.engine.device import Outputs
 from tamis.engine.loaded import Lease, Vectors
+from tamis.engine.requests import Outputs
 from tamis.engine.sequences import Tokens
 from tamis.errors import InputTooLong
 from tamis.long_documents import LongDocuments, pieces
@@ -37,7 +37,7 @@ class _Chunk:
     def vectors(self) -> list[Vectors]:
         spans = zip(self.firsts, [*self.firsts[1:], None], self.cut, strict=True)
         rows = self.rows.result()
-        return [Vectors(rows[start:end].copy(), bool(cut)) for start, end, cut in spans]
+        return [Vectors(np.stack(rows[start:end]), bool(cut)) for start, end, cut in spans]
 
 
 class BiEncoderScorer:

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tamis.budget import TokenCounter
-from tamis.engine.device import Outputs
 from tamis.engine.loaded import Lease
+from tamis.engine.requests import Outputs
 from tamis.engine.sequences import Tokens
 from tamis.errors import InputTooLong
 from tamis.long_documents import QUERY_SHARE, LongDocuments, pieces
@@ -23,7 +23,7 @@ from tamis.tokenizing import Ids
 CHUNK = 256  # passages tokenised and submitted together, while the device runs the ones before
 
 
-def relevance(rows: Outputs) -> NDArray[np.float64]:
+def relevance(rows: NDArray[np.float32]) -> NDArray[np.float64]:
     """One logit as it is; of two labels (not relevant, relevant) the difference.
 
     >>> relevance(np.array([[1.5], [-2.0]], np.float32)).tolist()
@@ -81,7 +81,7 @@ class CrossEncoderScorer:
                 if late := session.backlog:
                     yield late
             yield session.pending
-            logits = relevance(np.concatenate([answer.result() for answer in answers]))
+            logits = relevance(np.stack([row for answer in answers for row in answer.result()]))
         return Scores(np.maximum.reduceat(logits, firsts), np.concatenate(cut), tokens)
 
     def _sequences(
