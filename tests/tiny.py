@@ -206,3 +206,134 @@ def sentence_layout(
     settings = {"model_type": "SentenceTransformer", "prompts": {}, "similarity_fn_name": "cosine", **config}
     (folder / "config_sentence_transformers.json").write_text(json.dumps(settings))
     return folder
+
+
+PUNCTUATION = list("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
+WIDTH = 16  # of the token vectors
+
+
+def marked_tokenizer(name: str, *added: str) -> PreTrainedTokenizerFast:
+    """An encoder's tokenizer with `[unused0]` and `[unused1]` in its vocabulary, as BERT's has, and added tokens."""
+    tokenizer = ENCODERS[name][0]()
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    if isinstance(state["model"]["vocab"], dict):
+        for token in ("[unused0]", "[unused1]"):
+            state["model"]["vocab"][token] = len(state["model"]["vocab"])
+    names = {key: str(value) for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
+    made = _wrapped(Tokenizer.from_str(json.dumps(state)), tokenizer.model_input_names, names)
+    made.add_tokens(list(added))
+    return made
+
+
+def _save_marked(folder: Path, name: str, added: tuple[str, ...], changes: dict[str, Any]) -> tuple[Path, int]:
+    """An encoder with such a tokenizer, and its hidden size."""
+    tokenizer = marked_tokenizer(name, *added)
+    save_encoder(folder, name, **{"vocab_size": len(tokenizer), **changes})
+    tokenizer.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    return folder, config.get("hidden_size") or config["dim"]
+
+
+def _projection(rows: int, columns: int, seed: int = 7) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, columns, generator=generator) / columns**0.5
+
+
+def save_pylate(
+    folder: Path,
+    name: str = "bert",
+    *dense: dict[str, Any],
+    type_: str = "pylate.models.Dense.Dense",
+    prefixes: tuple[str, str] = ("[Q] ", "[D] "),
+    changes: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Path:
+    """A checkpoint as PyLate saves it; each of `dense` is the config of a layer, one without a bias by default."""
+    from safetensors.torch import save_file
+
+    folder, size = _save_marked(folder, name, tuple(p for p in prefixes if p.endswith(" ")), changes or {})
+    modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
+    identity = {"bias": False, "activation_function": "torch.nn.modules.linear.Identity"}
+    for i, config in enumerate(dense or ({"out_features": WIDTH},), 1):
+        config = {**identity, "in_features": size, **config}
+        size = config["out_features"]
+        weights = {"linear.weight": _projection(size, config["in_features"], i)}
+        if config["bias"]:
+            weights["linear.bias"] = _projection(1, size, 20 + i)[0]
+        if config.get("use_residual") and size != config["in_features"]:
+            weights["residual.weight"] = _projection(size, config["in_features"], 10 + i)
+        (folder / f"{i}_Dense").mkdir()
+        (folder / f"{i}_Dense" / "config.json").write_text(json.dumps(config))
+        save_file(weights, folder / f"{i}_Dense" / "model.safetensors")
+        modules.append({"idx": i, "name": str(i), "path": f"{i}_Dense", "type": type_})
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 23, "do_lower_case": false}')
+    config = {
+        "model_type": "ColBERT", "prompts": {}, "default_prompt_name": None, "similarity_fn_name": "MaxSim",
+        "query_prefix": prefixes[0], "document_prefix": prefixes[1], "query_length": 32, "document_length": 48,
+        "attend_to_expansion_tokens": False, "skiplist_words": PUNCTUATION, "do_query_expansion": True, **settings,
+    }  # fmt: skip
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(config))
+    return folder
+
+
+def save_stanford(folder: Path, name: str = "bert", **metadata: Any) -> Path:
+    """A checkpoint as Stanford's code saves it."""
+    from safetensors.torch import load_file, save_file
+
+    folder, size = _save_marked(folder, name, (), {})
+    weights = {f"{name}.{key}": value for key, value in load_file(folder / "model.safetensors").items()}
+    weights["linear.weight"] = _projection(WIDTH, size)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["HF_ColBERT"]}))
+    settings = {
+        "query_token_id": "[unused0]", "doc_token_id": "[unused1]", "query_maxlen": 32, "doc_maxlen": 48,
+        "mask_punctuation": True, "attend_to_mask_tokens": False, "similarity": "cosine", "dim": WIDTH, **metadata,
+    }  # fmt: skip
+    (folder / "artifact.metadata").write_text(json.dumps({k: v for k, v in settings.items() if v is not None}))
+    return folder
+
+
+def save_multi_vector(folder: Path, name: str = "bert", **settings: Any) -> Path:
+    """A checkpoint as sentence-transformers saves a MultiVectorEncoder, by itself; `settings` are the Transformer's."""
+    from sentence_transformers import MultiVectorEncoder
+    from sentence_transformers.base.modules import Dense, Normalize, Transformer
+    from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
+
+    prompts = settings.pop("prompts", {"query": "[Q] ", "document": "[D] "})
+    similarity = settings.pop("similarity_fn_name", None)
+    mask = settings.pop("mask", {"skiplist_words": PUNCTUATION})
+    base, size = _save_marked(folder / "base", name, (), {"vocab_size": len(marked_tokenizer(name)) + 2})
+    tokenizer = marked_tokenizer(name)
+    tokenizer.add_tokens(["[Q] ", "[D] "], special_tokens=True)
+    tokenizer.save_pretrained(base)
+    kind = {"module_input_name": "token_embeddings"}
+    model = MultiVectorEncoder(
+        modules=[
+            Transformer(str(base), **settings),
+            Dense(size, WIDTH, bias=False, activation_function=None, init_weight=_projection(WIDTH, size), **kind),
+            MultiVectorMask(**mask),
+            Normalize(**kind),
+        ],
+        prompts=prompts,
+        similarity_fn_name=similarity,
+        device="cpu",
+    )
+    model.save_pretrained(str(folder / "made"))
+    return folder / "made"
+
+
+def save_bge_m3(folder: Path, *, pickled: bool = False) -> Path:
+    """A bi-encoder like BAAI/bge-m3, with its `colbert_linear`."""
+    from safetensors.torch import load_file, save_file
+
+    sentence_layout(save_encoder(folder, "xlm-roberta"), "cls", ("Normalize", None))
+    head = {"weight": _projection(64, 64), "bias": _projection(1, 64)[0]}
+    if pickled:
+        torch.save(head, folder / "colbert_linear.pt")
+        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+    else:
+        save_file(head, folder / "colbert_linear.safetensors")
+    return folder

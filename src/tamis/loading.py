@@ -82,7 +82,8 @@ def load(
         revision: Branch, tag or commit of a hub id.
         head: "require" refuses a checkpoint without a trained head; "new" lets one be made, to be trained.
         trust_remote_code: Run Python code that the checkpoint brings along.
-        cache_bytes: bi-encoder: how much memory passage vectors may take between calls; 0 keeps none.
+        cache_bytes: bi-encoder and late-interaction: how much memory passage vectors may take between calls; 0 keeps
+            none.
         score_cache_bytes: How much memory the outcome of whole sequences may take between calls, keyed by a digest
             of their tokens; 0 keeps none.
         weight: This reranker's own share of the device, against others on the same engine: 2 has twice the share of
@@ -93,8 +94,9 @@ def load(
         passage_model: bi-encoder: the checkpoint that reads passages, where `model` reads queries only (DPR, Dragon).
         similarity: bi-encoder: "cosine" or "dot"; read from the checkpoint if None.
         cache_dtype: bi-encoder and late-interaction: what passage vectors are kept in, "float32" or "float16".
-        compress_ratio: lightweight layerwise models: how many of a passage's tokens become one at `compress_layers`.
-        compress_layers: Before which layers; both as their model card says if None.
+        compress_ratio: Lightweight layerwise models: how many of a passage's tokens become one at `compress_layers`;
+            without it nothing is compressed.
+        compress_layers: Before which layers; 8 if None, as in the published code.
         head_index: Lightweight layerwise models: "reference" reads a single layer through the first head, as the
             published code does, "layer" through the layer's own.
 
@@ -132,7 +134,7 @@ def load(
         similarity=similarity,
         cache_dtype=cache_dtype,
         compress_ratio=compress_ratio,
-        compress_layers=(compress_layers,) if isinstance(compress_layers, int) else _listed(compress_layers),
+        compress_layers=_listed(compress_layers),
         head_index=head_index,
     )
     if "lexical" in (mode, named(family, mode).mode if family else None):

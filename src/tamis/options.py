@@ -86,6 +86,8 @@ class LoadOptions:
         object.__setattr__(self, "device", _names(self.device))
         for name in ("dim", "layer", "compress_layers"):
             object.__setattr__(self, name, _growing(name, getattr(self, name)))
+        if isinstance(self.compress_layers, int):
+            object.__setattr__(self, "compress_layers", (self.compress_layers,))
         if self.attention not in ("auto", "padded"):
             raise InvalidInput(f'attention={self.attention!r}; pass "auto" or "padded".')
         if self.head not in ("require", "new"):

@@ -29,6 +29,17 @@ def from_cosine(cosine: float) -> float:
     return min(1.0, max(0.0, (1.0 + cosine) / 2.0))
 
 
+def from_dot(product: float) -> float:
+    """`(1 + s / (1 + |s|)) / 2`: the softsign of a dot product, which has no bound, held inside [0, 1].
+
+    A sigmoid would be 1.0 at the magnitudes that dot products have (Dragon's are in the hundreds), and tie them.
+
+    >>> from_dot(0.0), from_dot(3.0), from_dot(-3.0), from_dot(300.0) < from_dot(300.5) < 1.0
+    (0.5, 0.875, 0.125, True)
+    """
+    return (1.0 + product / (1.0 + abs(product))) / 2.0
+
+
 def from_bm25(value: float) -> float:
     """`s / (1 + s)`, for a BM25 sum `s >= 0`.
 

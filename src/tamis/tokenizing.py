@@ -8,8 +8,10 @@ where `transformers` tokenizers raise "Already borrowed".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -96,6 +98,15 @@ class TextTokenizer:
             self._backend.normalizer = Sequence([Lowercase(), before]) if before else Lowercase()
         self._typed = "token_type_ids" in tokenizer.model_input_names
         self.pad_id: int | None = tokenizer.pad_token_id
+        self.bos_id: int | None = tokenizer.bos_token_id
+        self.eos_id: int | None = tokenizer.eos_token_id
+        self.unk_id: int | None = tokenizer.unk_token_id
+        self.mask_id: int | None = tokenizer.mask_token_id
+        special = [token.content for token in backend.get_added_tokens_decoder().values() if token.special]
+        self.chat: Callable[..., str] | None = None  # a conversation's text in the checkpoint's own template
+        if getattr(tokenizer, "chat_template", None):
+            self.chat = partial(tokenizer.apply_chat_template, tokenize=False)
+        self._special = re.compile("|".join(map(re.escape, special))) if special else None
 
     def encode(self, texts: Sequence[str], limit: int | None = None) -> list[Ids]:
         """Token ids of each text, without special tokens.
@@ -115,6 +126,27 @@ class TextTokenizer:
             if len(head) < len(text) and len(encoded[i]) < limit + _MARGIN:
                 encoded[i] = self._encode([text])[0]
         return [ids[: limit + 1] for ids in encoded]
+
+    def offsets(self, text: str) -> NDArray[np.int64]:
+        """Where each token of a text lies in it, as characters (start, stop), shape (n, 2)."""
+        spans = self._backend.encode(clean(text), add_special_tokens=False).offsets
+        places = [i for i, c in enumerate(text) if not ("\udc00" <= c <= "\udfff" and i and _is_high(text[i - 1]))]
+        return np.array([*places, len(text)])[np.array(spans, np.int64).reshape(-1, 2)]
+
+    def plain(self, text: str) -> str:
+        """Text with spaces where it spells a special token, so that no text can end a turn or open one."""
+        while self._special is not None and self._special.search(text):
+            text = self._special.sub(lambda match: " " * len(match[0]), text)
+        return text
+
+    def entry(self, token: str) -> int | None:
+        """The id of a token that the vocabulary spells exactly like this; None if it has none."""
+        return self._backend.token_to_id(token)
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token, by its text or as the vocabulary spells it; None if it is not one token."""
+        ids = self._encode([token])[0]
+        return int(ids[0]) if len(ids) == 1 else self._backend.token_to_id(token)
 
     def count(self, text: str) -> int:
         """How many tokens a text has, without special tokens."""
@@ -142,6 +174,10 @@ class TextTokenizer:
     def _encode(self, texts: Sequence[str]) -> list[Ids]:
         encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+
+def _is_high(character: str) -> bool:
+    return "\ud800" <= character <= "\udbff"
 
 
 def _head(text: str, characters: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -16,7 +17,8 @@ from tamis.engine.attention import PACKED
 from tamis.engine.devices import choose_devices, choose_dtype
 from tamis.engine.engine import Engine
 from tamis.engine.loaded import Lease, Loaded
-from tamis.errors import CorruptCheckpoint, InvalidInput, RemoteCode, UnknownFamily, UntrainedHead
+from tamis.errors import CorruptCheckpoint, InvalidInput, MissingExtra, RemoteCode, UnknownFamily, UntrainedHead
+from tamis.native_encoders import native_of
 from tamis.options import LoadOptions
 from tamis.tokenizing import TextTokenizer
 
@@ -28,9 +30,9 @@ GPU_BATCH_TOKENS = 32768  # a GPU wants much work at once
 _quiet_lock = threading.Lock()
 
 
-def architecture_of(checkpoint: Checkpoint, options: LoadOptions) -> Architecture | None:
+def architecture_of(config: Any, options: LoadOptions) -> Architecture | None:
     """How to run it packed; None for an architecture that is run padded."""
-    return None if options.attention == "padded" else ARCHITECTURES.get(checkpoint.model_type)
+    return None if options.attention == "padded" else ARCHITECTURES.get(config.model_type)
 
 
 def read_config(checkpoint: Checkpoint, options: LoadOptions) -> Any:
@@ -43,8 +45,9 @@ def read_config(checkpoint: Checkpoint, options: LoadOptions) -> Any:
     """
     from transformers import CONFIG_MAPPING, AutoConfig
 
-    known = checkpoint.model_type in CONFIG_MAPPING
-    if not known and not options.trust_remote_code:
+    native = native_of(checkpoint)
+    known = checkpoint.model_type in CONFIG_MAPPING or native is not None
+    if not known and not options.trust_remote_code and checkpoint.gguf is None:
         if "auto_map" in checkpoint.config:
             raise RemoteCode(
                 f"{checkpoint.name} brings Python code of its own ({checkpoint.model_type}), which Tamis does not run. "
@@ -54,7 +57,15 @@ def read_config(checkpoint: Checkpoint, options: LoadOptions) -> Any:
             f"transformers does not know the architecture {checkpoint.model_type!r} of {checkpoint.name}; "
             "it may need a newer release: pip install -U transformers."
         )
-    config = AutoConfig.from_pretrained(checkpoint.body, trust_remote_code=options.trust_remote_code and not known)
+    if checkpoint.gguf is not None:
+        config = _gguf_config(checkpoint)
+    elif native is not None:
+        config = native.config(checkpoint.config)
+    else:
+        with _quiet():
+            config = AutoConfig.from_pretrained(
+                checkpoint.body, trust_remote_code=options.trust_remote_code and not known
+            )
     if options.num_layers is not None:
         depth = config.num_hidden_layers
         if options.num_layers > depth:
@@ -75,19 +86,22 @@ def load_model(
         CorruptCheckpoint: A file is damaged, or weights have the wrong shape.
     """
     checkpoint.check_weights()
-    known = type(config).__module__.startswith("transformers.")
-    architecture = architecture_of(checkpoint, options)
+    known = type(config).__module__.startswith(("transformers.", "tamis."))
+    architecture = architecture_of(config, options)
+    native = native_of(checkpoint)
+    renamed = native.renamed if native is not None else {}
     attention = {"attn_implementation": PACKED} if architecture and architecture.patch is None else {}
     try:
         with _quiet():
-            model, info = auto_class.from_pretrained(
+            model, info = own_class(config, auto_class).from_pretrained(
                 checkpoint.body,
                 config=config,
                 dtype=dtype,
-                use_safetensors=True,
+                **_weights_of(checkpoint),
                 local_files_only=True,
                 output_loading_info=True,
                 trust_remote_code=options.trust_remote_code and not known,
+                **({"key_mapping": dict(renamed)} if renamed else {}),
                 **attention,
             )
     except (RuntimeError, OSError) as error:
@@ -96,6 +110,49 @@ def load_model(
         ) from error
     model.eval().requires_grad_(False)
     return model, set(info["missing_keys"])
+
+
+def own_class(config: Any, auto_class: Any) -> Any:
+    """The class of Tamis's own for an architecture that transformers does not have; else `auto_class`."""
+    if config.model_type != "jina_bert":
+        return auto_class
+    from tamis.engine import jina_bert
+
+    classifies = auto_class.__name__.endswith("ForSequenceClassification")
+    return jina_bert.JinaBertForSequenceClassification if classifies else jina_bert.JinaBertModel
+
+
+def check_causal(checkpoint: Checkpoint) -> None:
+    """Raises UnknownFamily if the checkpoint is no causal language model, whatever the caller says."""
+    if checkpoint.gguf is None and not checkpoint.architecture.endswith(("ForCausalLM", "LMHeadModel")):
+        raise UnknownFamily(
+            f"{checkpoint.name} holds {checkpoint.architecture or 'no architecture'}, which is no causal language "
+            "model: it has no next token to read. Leave mode= and family= out, and its files say what it is."
+        )
+
+
+def _weights_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """How transformers is told where the weights are: in safetensors, or in a GGUF file, which is dequantised."""
+    if checkpoint.gguf is None:
+        return {"use_safetensors": True}
+    from transformers import GgufConfig
+
+    return {"gguf_file": checkpoint.gguf, "quantization_config": GgufConfig(dequantize=True)}
+
+
+def _gguf_config(checkpoint: Checkpoint) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        import accelerate  # noqa: F401
+        import gguf  # noqa: F401
+    except ImportError as error:
+        raise MissingExtra(f'{checkpoint.name} is a GGUF file: pip install "tamis[gguf]" to read it.') from error
+    try:
+        with _quiet():
+            return AutoConfig.from_pretrained(checkpoint.root, gguf_file=checkpoint.gguf)
+    except Exception as error:  # the reader raises whatever it stumbles over in a damaged file
+        raise CorruptCheckpoint(f"{checkpoint.name} is not a GGUF file that transformers reads: {error}") from error
 
 
 def check_missing(model: Any, missing: set[str], checkpoint: Checkpoint, options: LoadOptions) -> None:
@@ -122,10 +179,15 @@ def load_tokenizer(checkpoint: Checkpoint, options: LoadOptions) -> tuple[TextTo
     """
     from transformers import AutoTokenizer
 
-    remote = options.trust_remote_code and "auto_map" in checkpoint.config
+    remote = options.trust_remote_code and "auto_map" in checkpoint.config  # False, or transformers asks on a terminal
     try:
         with _quiet():
-            tokenizer = AutoTokenizer.from_pretrained(checkpoint.body, local_files_only=True, trust_remote_code=remote)
+            tokenizer = AutoTokenizer.from_pretrained(
+                checkpoint.body,
+                local_files_only=True,
+                trust_remote_code=remote,
+                **({"gguf_file": checkpoint.gguf} if checkpoint.gguf else {}),
+            )
         core = TextTokenizer(tokenizer, lowercase=bool(checkpoint.transformer_config.get("do_lower_case")))
     except UnknownFamily:
         raise
@@ -145,20 +207,20 @@ def longest_of(checkpoint: Checkpoint, config: Any, tokenizer_length: int) -> in
     limits = [tokenizer_length, checkpoint.transformer_config.get("max_seq_length")]
     positions = getattr(config, "max_position_embeddings", None)
     if isinstance(positions, int) and positions > 0:
-        architecture = ARCHITECTURES.get(checkpoint.model_type)
+        architecture = ARCHITECTURES.get(config.model_type)
         limits.append(positions - (architecture.first_position(config) if architecture else 0))
     return min(limit for limit in limits if limit)
 
 
-def chosen_length(options: LoadOptions, longest: int, name: str) -> int:
-    """`max_length`, or the checkpoint's own limit.
+def chosen_length(options: LoadOptions, longest: int, name: str, published: int | None = None) -> int:
+    """`max_length`; or the limit that was published with the model, within the checkpoint's own.
 
     Raises:
         InvalidInput: `max_length` is above that limit.
     """
     if options.max_length is not None and options.max_length > longest:
         raise InvalidInput(f"max_length={options.max_length}, but {name} reads {longest} tokens at most.")
-    return options.max_length or longest
+    return options.max_length or min(longest, published or longest)
 
 
 def lease(
@@ -216,15 +278,20 @@ def facts(checkpoint: Checkpoint, devices: Sequence[torch.device], dtype: torch.
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silences progress bars and loading reports: what they say, Tamis's errors say."""
+    from transformers import modeling_gguf_pytorch_utils as gguf
     from transformers.utils import logging
 
     with _quiet_lock:
-        level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        level, bars, tqdm = logging.get_verbosity(), logging.is_progress_bar_enabled(), gguf.tqdm
         logging.set_verbosity_error()
         logging.disable_progress_bar()
+        gguf.tqdm = partial(tqdm, disable=True)  # it asks nobody
         try:
-            yield
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # keys of a checkpoint's config are not the caller's
+                yield
         finally:
+            gguf.tqdm = tqdm
             logging.set_verbosity(level)
             if bars:
                 logging.enable_progress_bar()

@@ -12,7 +12,17 @@ from pydantic.json_schema import SkipJsonSchema
 import tamis
 from tamis.lazy import LazyReranker
 from tamis.long_documents import LongDocuments
-from tamis.options import CACHE_BYTES, QUEUE_TOKENS, Attention, Head, LoadOptions, Overload
+from tamis.options import (
+    CACHE_BYTES,
+    QUEUE_TOKENS,
+    Attention,
+    CacheDtype,
+    Head,
+    HeadIndex,
+    LoadOptions,
+    Overload,
+    Similarity,
+)
 
 OPTIONS = tuple(field.name for field in fields(LoadOptions))
 
@@ -53,6 +63,12 @@ class TamisModel(BaseModel):
     weight: float | None = None
     overload: Overload = "error"
     queue_tokens: int = QUEUE_TOKENS
+    passage_model: str | Path | None = None
+    similarity: Similarity | None = None
+    cache_dtype: CacheDtype | None = None
+    compress_ratio: int | None = None
+    compress_layers: int | tuple[int, ...] | None = None
+    head_index: HeadIndex | None = None
     reranker: SkipJsonSchema[tamis.Reranker | None] = Field(default=None, exclude=True, repr=False)
 
     _lazy: LazyReranker = PrivateAttr(default_factory=lambda: LazyReranker(tamis.load, {}))
@@ -61,7 +77,7 @@ class TamisModel(BaseModel):
     @field_validator(*OPTIONS, mode="before")
     @classmethod
     def _check_option(cls, value: Any, info: ValidationInfo) -> Any:
-        LoadOptions(**{str(info.field_name): value})
+        LoadOptions(**{str(info.field_name): str(value) if isinstance(value, Path) else value})
         return value
 
     def load(self) -> tamis.Reranker:

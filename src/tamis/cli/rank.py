@@ -19,7 +19,10 @@ from tamis.types import Hit, Passage, Ranking
 
 WIDEST_PLACE = 26  # columns for where a passage stands, so that in 80 there is room for its text
 LIMITS = ("top_n", "min_score", "max_tokens")
-OPTIONS = ("mode", "family", "dim", "dtype", "device", "max_length", "long_documents")
+OPTIONS = (
+    "mode", "family", "dim", "layer", "instruction", "passage_model", "dtype", "device", "max_length",
+    "long_documents",
+)  # fmt: skip
 
 
 def add_command(commands: Any) -> None:
@@ -47,19 +50,22 @@ def add_command(commands: Any) -> None:
     add("--model", metavar="M", help="a folder or hub id (default: the embedded model)")
     add("--mode", choices=MODES, help="default: what the model's files say")
     add("--family", metavar="F", help="a name that `tamis models` shows (default: what the model's files say)")
-    add("--dim", type=_dims, metavar="D", help="bi-encoder: leading dimensions, 64; or a funnel, 64,128,384")
+    add("--dim", type=_numbers, metavar="D", help="bi-encoder: leading dimensions, 64; or a funnel, 64,128,384")
+    add("--layer", type=_numbers, metavar="L", help="layerwise: the layer that scores, 28; or a cascade, 8,28")
+    add("--instruction", metavar="I", help="the task in the model's prompt, or what is put before the query")
+    add("--passage-model", metavar="M", help="bi-encoder: what reads passages, where --model reads queries only")
     add("--dtype", choices=DTYPES, default="auto", help="default: auto")
     add("--device", metavar="D", help="cpu, cuda:0, ... (default: the first GPU, else cpu)")
     add("--max-length", type=int, metavar="N", help="tokens that the model reads of query and passage")
     add("--long-documents", choices=POLICIES, default="truncate", help="what does not fit (default: truncate)")
 
 
-def _dims(text: str) -> int | list[int]:
+def _numbers(text: str) -> int | list[int]:
     try:
-        dims = [int(part) for part in text.split(",")]
+        numbers = [int(part) for part in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number, nor numbers with commas between") from None
-    return dims if "," in text else dims[0]
+    return numbers if "," in text else numbers[0]
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -126,6 +132,7 @@ def _as_json(rank: int, hit: Hit) -> dict[str, Any]:
         "logit": hit.logit,
         "text": hit.passage.text,
         "truncated": hit.truncated,
+        "window": hit.window,
     }
 
 

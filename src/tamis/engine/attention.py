@@ -97,14 +97,14 @@ def _by_runs(
     for run in layout.runs:
 
         def own(x: Tensor, run: Run = run) -> Tensor:
-            rows = x[0, :, run.row : run.row + run.count * run.length]
-            return rows.unflatten(1, (run.count, run.length)).transpose(0, 1)  # (count, heads, length, D)
+            rows = x[0, :, run.row : run.row + run.n * run.length]
+            return rows.unflatten(1, (run.n, run.length)).transpose(0, 1)  # (n, heads, length, D)
 
         def read(x: Tensor, run: Run = run) -> Tensor:
             row, length = run.before
             if not length:
                 return own(x, run)
-            before = x[:, :, row : row + length].expand(run.count, -1, -1, -1)
+            before = x[:, :, row : row + length].expand(run.n, -1, -1, -1)
             return torch.cat([before, own(x, run)], dim=2) if run.itself else before
 
         mask = layout.mask(run, window, causal=causal)
@@ -121,7 +121,7 @@ def _by_runs(
                 scale=scaling,
                 enable_gqa=grouped,
             )
-        outs.append(out.transpose(1, 2).flatten(0, 1))  # (count * length, H, Dv)
+        outs.append(out.transpose(1, 2).flatten(0, 1))  # (n * length, H, Dv)
     if layout.tail:
         outs.append(outs[-1].new_zeros(layout.tail, *outs[-1].shape[1:]))
     return torch.cat(outs).unsqueeze(0)

@@ -50,7 +50,7 @@ class Backbone:
         self._first = architecture.first_position(body.config) if architecture else 0
         self._pad_id = pad_id
         self._takes = frozenset(inspect.signature(body.forward).parameters)
-        self._layers = getattr(body, "layers", None)
+        self._layers: Any = getattr(body, "layers", None)
         if architecture is not None and architecture.patch is not None:
             architecture.patch(body)
 

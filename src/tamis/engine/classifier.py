@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tamis.engine.architectures import Architecture
+from tamis.engine.architectures import DECODERS, Architecture, decoder_head, pooling_of
 from tamis.engine.backbone import TOLERANCE, Backbone, Readable, WholeModel, probe
 from tamis.engine.device import Runner
 
@@ -22,6 +22,8 @@ def classifier_runner(model: Any, architecture: Architecture | None, pad_id: int
     The packed form takes the head off the model, so that both are compared before it is trusted: first the hidden
     states, packed against one sequence at a time, then the head's logits against the whole model's.
     """
+    if model.config.model_type in DECODERS:
+        return _decoder_runner(model, architecture, pad_id, longest)
     whole = WholeModel(model, pad_id)
     if architecture is None:
         return whole
@@ -48,3 +50,17 @@ def classifier_runner(model: Any, architecture: Architecture | None, pad_id: int
         body.pooler = pooler
     model.to(dtype)
     return whole
+
+
+def _decoder_runner(model: Any, architecture: Architecture | None, pad_id: int | None, longest: int) -> Runner:
+    """A decoder with a linear head. Its stock class pools the last token that is not padding by its id; ours knows."""
+    config, body = model.config, model.base_model
+    causal = getattr(config, "is_causal", True)
+    for module in body.modules():
+        if not causal and hasattr(module, "is_causal"):
+            module.is_causal = False
+    shares = architecture is not None and causal and pooling_of(config) == "last"
+    backbone = Backbone(body, architecture, pad_id or 0, shares=shares)
+    backbone.check(config.vocab_size, longest)
+    backbone.tune(config.vocab_size, longest, first_only=False)
+    return Readable(backbone, decoder_head(model))

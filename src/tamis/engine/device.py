@@ -103,7 +103,8 @@ class Device:
             exchange.died(self, error, works)
 
     def _run(self, exchange: Exchange, works: list[Work[Sent]]) -> None:
-        todo = [works[i] for i in in_order([work.payload.tokens for work in works])]
+        sequences = [work.payload.tokens for work in works]
+        todo = [works[i] for i in in_order(sequences, shares=self.runner.shares)]
         while todo:
             todo = [work for work in todo if exchange.wanted(work)]
             sequences = [work.payload.tokens for work in todo]

@@ -23,10 +23,14 @@ UNDER_WAY = 16  # chunks of one request
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Vectors:
-    """What one passage left behind: raw vectors (windows, d) float32, and whether it was cut."""
+    """What one passage left behind: raw vectors (windows, d), float32 or float16, and whether it was cut.
+
+    `spans` are the characters of its windows, (windows, 2), where it has several.
+    """
 
     rows: Any
     truncated: bool
+    spans: Any = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +50,7 @@ class Loaded:
     tokenizer: TextTokenizer
     longest: int
     width: int
-    vectors: ByteLRU[Vectors]
+    vectors: ByteLRU[Any]
     facts: Mapping[str, Any]
 
 

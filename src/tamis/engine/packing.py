@@ -50,13 +50,13 @@ class Segment:
 
 
 class Run(NamedTuple):
-    """Neighbours that attention can take as one small batch: `count` segments of `length` rows, from `row` on.
+    """Neighbours that attention can take as one small batch: `n` segments of `length` rows, from `row` on.
 
     All of them also read the rows `before` (first row, number of rows), and each its own unless `itself` is False.
     """
 
     row: int
-    count: int
+    n: int
     length: int
     before: tuple[int, int] = (0, 0)
     itself: bool = True

@@ -47,7 +47,7 @@ def _mpnet_attention(
         out = scaled_dot_product_attention(q, k, v, attn_mask=bias[:, :, :length, :length])
         return out.transpose(1, 2).flatten(0, 1).flatten(1)  # (count * length, d)
 
-    return (module.o(_by_runs(layout, attend)),)
+    return (module.o(by_runs(layout, attend)),)
 
 
 def patch_deberta_v2(body: Any) -> None:
@@ -85,7 +85,7 @@ def _deberta_attention(
         out: Tensor = original(batch, ones, rel_embeddings=rel_embeddings)[0]
         return out.flatten(0, 1)
 
-    return _by_runs(layout, attend), None
+    return by_runs(layout, attend), None
 
 
 def _deberta_convolution(original: Callable[..., Tensor], hidden: Tensor, residual: Tensor, mask: Tensor) -> Tensor:
@@ -97,10 +97,10 @@ def _deberta_convolution(original: Callable[..., Tensor], hidden: Tensor, residu
         batches = (x[0, rows].unflatten(0, (count, length)) for x in (hidden, residual))
         return original(*batches, torch.ones(count, length, dtype=mask.dtype, device=mask.device)).flatten(0, 1)
 
-    return _by_runs(layout, convolve)
+    return by_runs(layout, convolve)
 
 
-def _by_runs(layout: Layout, compute: Callable[[slice, int, int], Tensor]) -> Tensor:
+def by_runs(layout: Layout, compute: Callable[[slice, int, int], Tensor]) -> Tensor:
     """(1, T, d) from the rows of each run of neighbours of equal length."""
     outs = [compute(slice(row, row + n * size), n, size) for row, n, size, *_ in layout.runs]
     if layout.tail:

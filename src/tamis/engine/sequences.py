@@ -41,13 +41,14 @@ class Tokens:
         return self.ids[: self.shared].tobytes() if self.shared >= LEAST_SHARED else b""
 
 
-def in_order(batch: Sequence[Tokens]) -> list[int]:
-    """Indices for the device: equal beginnings together, and within them from the longest to the shortest.
+def in_order(batch: Sequence[Tokens], *, shares: bool = False) -> list[int]:
+    """Indices in the order for the device: by layer, by beginning if the model `shares` them, the longest first.
 
     So equal lengths stand together, and without beginnings memory peaks in the first batch.
     """
     groups: dict[tuple[int | None, bytes], int] = {}
-    keys = [groups.setdefault((tokens.layer, tokens.beginning), len(groups)) for tokens in batch]
+    kinds = [(tokens.layer, tokens.beginning if shares else b"") for tokens in batch]
+    keys = [groups.setdefault(kind, len(groups)) for kind in kinds]
     return sorted(range(len(batch)), key=lambda i: (keys[i], -len(batch[i])))
 
 

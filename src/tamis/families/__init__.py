@@ -51,7 +51,20 @@ class Family:
     window: str = "the checkpoint's own"
 
 
-_BUILT_IN = ("lexical", "sequence_classification", "sentence_encoders")  # modules; the more special come first
+_BUILT_IN = (
+    "lexical",
+    "causal_lm",
+    "seq2seq",
+    "listwise",
+    "layerwise",
+    "decoders",
+    "bce",
+    "jina",
+    "sequence_classification",
+    "late_interaction",
+    "dual_encoders",
+    "sentence_encoders",
+)  # modules; the more special come first
 
 _FAMILIES: dict[str, Family] = {}
 

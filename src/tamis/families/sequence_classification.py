@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tamis.checkpoint import Checkpoint
@@ -17,25 +17,33 @@ logger = logging.getLogger(__name__)
 _PLAIN_ACTIVATIONS = ("Identity", "Sigmoid")
 
 
-def build(checkpoint: Checkpoint, options: LoadOptions) -> Scorer:
-    """A cross-encoder over the shared engine of the checkpoint."""
+def build(checkpoint: Checkpoint, options: LoadOptions, *, full_windows: bool = True) -> Scorer:
+    """A cross-encoder over the shared engine of the checkpoint; for `full_windows` see `long_documents.windows`."""
     from tamis import transformer
     from tamis.scorers.cross_encoder import CrossEncoderScorer
 
     options.allow("cross-encoder", "instruction")
     return transformer.held(
-        transformer.lease("cross-encoder", checkpoint, options, _load),
+        transformer.lease("cross-encoder", checkpoint, options, load_classifier),
         lambda lease: CrossEncoderScorer(
             lease,
             model=checkpoint.name,
             max_length=transformer.chosen_length(options, lease.loaded.longest, checkpoint.name),
             prompt=_prompt(checkpoint.sentence_config) if options.instruction is None else options.instruction,
             long_documents=options.long_documents,
+            full_windows=full_windows,
         ),
     )
 
 
-def _load(checkpoint: Checkpoint, options: LoadOptions, devices: Sequence[Any], dtype: Any) -> Any:
+def load_classifier(
+    checkpoint: Checkpoint,
+    options: LoadOptions,
+    devices: Sequence[Any],
+    dtype: Any,
+    adjust: Callable[[Any], None] = lambda _: None,
+) -> Any:
+    """A classification model in memory; `adjust` sees, and may change, its config before it is made."""
     from transformers import AutoModelForSequenceClassification
 
     from tamis import transformer
@@ -44,6 +52,7 @@ def _load(checkpoint: Checkpoint, options: LoadOptions, devices: Sequence[Any], 
     from tamis.engine.loaded import Loaded
 
     config = transformer.read_config(checkpoint, options)
+    adjust(config)
     if config.num_labels not in (1, 2):
         raise UnknownFamily(
             f"{checkpoint.name} classifies into {config.num_labels} labels; a reranker has one, or two "
@@ -52,7 +61,7 @@ def _load(checkpoint: Checkpoint, options: LoadOptions, devices: Sequence[Any], 
     tokenizer, tokenizer_length = transformer.load_tokenizer(checkpoint, options)
     _look_at_activation(checkpoint)
     longest = transformer.longest_of(checkpoint, config, tokenizer_length)
-    architecture = transformer.architecture_of(checkpoint, options)
+    architecture = transformer.architecture_of(config, options)
 
     def runner(device: Any) -> Any:
         model, missing = transformer.load_model(AutoModelForSequenceClassification, checkpoint, config, options, dtype)
@@ -88,7 +97,7 @@ FAMILIES = (
     Family(
         "sequence-classification",
         "cross-encoder",
-        "any classification checkpoint with 1 or 2 labels: ms-marco-MiniLM, bge-reranker, gte-reranker-modernbert, ...",
+        "any classification checkpoint with 1 or 2 labels: ms-marco-MiniLM, bge-, gte- and mxbai-rerankers, ...",
         "sigmoid of the logit, or of the difference of two",
         build,
         matches=lambda checkpoint: checkpoint.architecture.endswith("ForSequenceClassification"),

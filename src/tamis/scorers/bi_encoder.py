@@ -1,9 +1,10 @@
-"""`bi-encoder`: query and passages as vectors, apart; their cosine, in as many dimensions as asked for."""
+"""`bi-encoder`: query and passages as vectors, apart; their similarity, in as many dimensions as asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -12,15 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tamis.budget import TokenCounter
-from tamis.engine.loaded import Lease, Vectors
+from tamis.engine.loaded import Vectors
 from tamis.engine.requests import Outputs
 from tamis.engine.sequences import Tokens
 from tamis.errors import InputTooLong
-from tamis.long_documents import LongDocuments, pieces
+from tamis.long_documents import LongDocuments
+from tamis.options import CacheDtype, Similarity
 from tamis.scorers.base import Scores
 from tamis.scorers.cross_encoder import CHUNK
-from tamis.scorers.funnel import cosines
-from tamis.scores import from_cosine
+from tamis.scorers.funnel import Best, similarities
+from tamis.scorers.tower import Tower
+from tamis.scores import from_cosine, from_dot
 from tamis.steps import Steps
 
 
@@ -32,135 +35,158 @@ class _Chunk:
     keys: list[bytes]
     firsts: list[int]
     cut: NDArray[np.bool_]
+    spans: list[tuple[int, int] | None]
     rows: Future[Outputs]
 
-    def vectors(self) -> list[Vectors]:
-        spans = zip(self.firsts, [*self.firsts[1:], None], self.cut, strict=True)
+    def vectors(self, dtype: CacheDtype) -> list[Vectors]:
         rows = self.rows.result()
-        return [Vectors(np.stack(rows[start:end]), bool(cut)) for start, end, cut in spans]
+        made = []
+        for start, end, cut in zip(self.firsts, [*self.firsts[1:], len(rows)], self.cut, strict=True):
+            spans = np.array(self.spans[start:end], np.int64) if end - start > 1 else None
+            made.append(Vectors(narrowed(np.stack(rows[start:end]), dtype), bool(cut), spans))
+        return made
 
 
 class BiEncoderScorer:
-    """Vectors of a sentence encoder; those of passages are kept between calls.
+    """Vectors of sentence encoders; those of passages are kept between calls, by the tower that made them.
 
     Args:
-        lease: The loaded checkpoint.
+        query: What encodes queries.
+        passage: What encodes passages; the same checkpoint, or one of equal width.
         model: What it was called.
-        max_length: Tokens of one text, special tokens included.
-        dims: Growing numbers of leading dimensions; one for plain (or truncated) cosines, more for a funnel.
-        query_prompt: Put before the query.
-        passage_prompt: Put before each passage.
-        normalize_first: Layer-normalise the full vector before it is truncated, as nomic-embed-text-v1.5 asks.
-        long_documents: What happens to a text that is longer.
+        dims: Growing numbers of leading dimensions; one for plain (or truncated) similarities, more for a funnel.
+        similarity: "cosine" or "dot".
+        cache_dtype: What passage vectors are kept in. They are rounded before the first use too, so that a score does
+            not depend on what the cache holds.
+        long_documents: What happens to a text that is longer than its tower reads.
     """
 
     mode = "bi-encoder"
 
     def __init__(
         self,
-        lease: Lease,
+        query: Tower,
+        passage: Tower,
         *,
         model: str,
-        max_length: int,
         dims: Sequence[int],
-        query_prompt: str = "",
-        passage_prompt: str = "",
-        normalize_first: bool = False,
+        similarity: Similarity = "cosine",
+        cache_dtype: CacheDtype = "float32",
         long_documents: LongDocuments = "truncate",
     ) -> None:
         self.model = model
-        self._lease = lease
-        self._tokenizer = lease.loaded.tokenizer
-        self._template = self._tokenizer.template(1)
-        self._space = max_length - self._template.overhead
+        self._query = query
+        self._passage = passage
         self._dims = tuple(dims)
-        self._query_prompt = query_prompt
-        self._passage_prompt = passage_prompt
-        self._normalize = normalize_first and self._dims != (lease.loaded.width,)
+        self._similarity: Similarity = similarity
+        self._dtype: CacheDtype = cache_dtype
         self._policy: LongDocuments = long_documents
-        self._salt = repr((passage_prompt, max_length, long_documents)).encode()
-        self.count_tokens: TokenCounter | None = self._tokenizer.count
+        self._salt = repr((passage.prompt, passage.max_length, long_documents, cache_dtype)).encode()
+        self.count_tokens: TokenCounter | None = passage.lease.loaded.tokenizer.count
 
     def steps(self, query: str, passages: Sequence[str]) -> Steps[Scores]:
-        """The query, and the passages that are not in the cache, through the model; then their cosines."""
-        asked, query_cut = self._query(query)
-        cache = self._lease.loaded.vectors
+        """The query, and the passages that are not in the cache, through the model; then their similarities."""
+        asked, query_cut = self._asked(query)
+        cache = self._passage.lease.loaded.vectors
         found: list[Vectors | None] = []
         chunks: list[_Chunk] = []
         tokens = len(asked)
-        with self._lease.open() as session:
-            if room := session.backlog:
-                yield room
-            answer = session.submit([asked])
+        with ExitStack() as stack:
+            session = stack.enter_context(self._passage.lease.open())
+            one = self._query.lease is self._passage.lease
+            asking = session if one else stack.enter_context(self._query.lease.open())
+            for each in (session,) if one else (asking, session):
+                if room := each.backlog:
+                    yield room
+            answer = asking.submit([asked])
             for start in range(0, len(passages), CHUNK):
                 keys = [self._key(text) for text in passages[start : start + CHUNK]]
                 known = [cache.get(key) for key in keys]
                 found += known
                 new = [i for i, vectors in enumerate(known) if vectors is None]
                 if new:
-                    sequences, firsts, cut = self._sequences([passages[start + i] for i in new], start)
-                    rows = session.submit(sequences)
-                    tokens += sum(map(len, sequences))
-                    chunks.append(_Chunk([start + i for i in new], [keys[i] for i in new], firsts, cut, rows))
+                    cut = self._passage.sequences([passages[start + i] for i in new], self._policy, start)
+                    rows = session.submit(cut.sequences)
+                    tokens += sum(map(len, cut.sequences))
+                    places = [start + i for i in new]
+                    chunks.append(_Chunk(places, [keys[i] for i in new], cut.firsts, cut.truncated, cut.spans, rows))
                 if late := session.backlog:
                     yield late
-            yield session.pending
+            yield session.pending if one else [*asking.pending, *session.pending]
             for chunk in chunks:
-                for place, key, vectors in zip(chunk.places, chunk.keys, chunk.vectors(), strict=True):
+                for place, key, vectors in zip(chunk.places, chunk.keys, chunk.vectors(self._dtype), strict=True):
                     found[place] = vectors
                     if np.isfinite(vectors.rows).all():
-                        cache.put(key, vectors, vectors.rows.nbytes)
+                        spans = 0 if vectors.spans is None else vectors.spans.nbytes
+                        cache.put(key, vectors, vectors.rows.nbytes + spans)
             query_row = answer.result()[0]
         all_vectors = [vectors for vectors in found if vectors is not None]
-        logits = self._compare(query_row, all_vectors)
+        best, windows = self._compare(query_row, all_vectors)
         truncated = np.array([vectors.truncated for vectors in all_vectors], dtype=np.bool_) | query_cut
-        return Scores(logits, truncated, tokens, len(passages) - sum(len(chunk.places) for chunk in chunks))
+        cached = len(passages) - sum(len(chunk.places) for chunk in chunks)
+        return Scores(best.values, truncated, tokens, cached, windows=windows)
 
-    def _query(self, query: str) -> tuple[Tokens, bool]:
-        ids = self._tokenizer.encode([self._query_prompt + query], limit=self._space)[0]
-        if len(ids) > self._space and self._policy != "truncate":
+    def _asked(self, query: str) -> tuple[Tokens, bool]:
+        sequence, cut = self._query.first(query)
+        if cut and self._policy != "truncate":
             raise InputTooLong(
-                f"The query has more than the {self._space} tokens that the model reads. Shorten it, or load with "
-                'long_documents="truncate".'
+                f"The query has more than the {self._query.space} tokens that the model reads. Shorten it, or load "
+                'with long_documents="truncate".'
             )
-        return self._template.fill(ids[: self._space]), len(ids) > self._space
+        return sequence, cut
 
-    def _sequences(self, texts: list[str], start: int) -> tuple[list[Tokens], list[int], NDArray[np.bool_]]:
-        """Sequences of some texts, each text's first one, and which texts lose something."""
-        prompted = [self._passage_prompt + text for text in texts]
-        encoded = self._tokenizer.encode(prompted, limit=self._space if self._policy != "max_window" else None)
-        parts, cut = pieces([len(ids) for ids in encoded], self._space, self._policy, start)
-        firsts = [i for i, (owner, _) in enumerate(parts) if i == 0 or owner != parts[i - 1][0]]
-        return [self._template.fill(encoded[owner][part]) for owner, part in parts], firsts, cut
-
-    def _compare(self, query: NDArray[np.float32], passages: list[Vectors]) -> NDArray[np.float64]:
+    def _compare(
+        self, query: NDArray[np.float32], passages: list[Vectors]
+    ) -> tuple[Best, list[tuple[int, int] | None] | None]:
+        """The best row of each passage, and the characters of those that are windows."""
         rows = np.concatenate([vectors.rows for vectors in passages])
-        if self._normalize:
-            query, rows = layer_norm(query), layer_norm(rows)
+        if self._query.layer_norm and self._dims != (len(query),):
+            query = layer_norm(query)
+        if self._passage.layer_norm and self._dims != (len(query),):
+            rows = layer_norm(rows.astype(np.float32))
         counts = [len(vectors.rows) for vectors in passages]
-        return cosines(query, rows, np.cumsum([0, *counts[:-1]]).tolist(), self._dims)
+        firsts = np.cumsum([0, *counts[:-1]]).tolist()
+        cosine = self._similarity == "cosine"
+        best = similarities(
+            query,
+            rows,
+            firsts,
+            self._dims,
+            unit_query=cosine or self._query.unit,
+            unit_rows=cosine or self._passage.unit,
+        )
+        if all(vectors.spans is None for vectors in passages):
+            return best, None
+        windows: list[tuple[int, int] | None] = []
+        for vectors, row in zip(passages, best.rows - firsts, strict=True):
+            windows.append(None if vectors.spans is None else (int(vectors.spans[row, 0]), int(vectors.spans[row, 1])))
+        return best, windows
 
     def _key(self, text: str) -> bytes:
         return blake2b(self._salt + text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
     def to_score(self, logit: float) -> float:
-        """See `tamis.scores.from_cosine`."""
-        return from_cosine(logit)
+        """See `tamis.scores.from_cosine` and `tamis.scores.from_dot`."""
+        return from_cosine(logit) if self._similarity == "cosine" else from_dot(logit)
 
     def stats(self) -> Mapping[str, Any]:
-        """The engine's counters and the cache's."""
-        cache = self._lease.loaded.vectors
+        """The engine's counters and the cache's; of two towers the passages', and the queries' as `query_...`."""
+        passage, query = self._passage.lease.loaded, self._query.lease.loaded
+        apart = {} if query is passage else {f"query_{key}": value for key, value in query.engine.stats().items()}
         return {
-            **self._lease.loaded.facts,
-            **self._lease.loaded.engine.stats(),
-            "cache_hits": cache.hits,
-            "cache_misses": cache.misses,
-            "cache_bytes": cache.size,
+            **passage.facts,
+            **passage.engine.stats(),
+            "similarity": self._similarity,
+            "cache_hits": passage.vectors.hits,
+            "cache_misses": passage.vectors.misses,
+            "cache_bytes": passage.vectors.size,
+            **apart,
         }
 
     def close(self) -> None:
-        """Gives the checkpoint back."""
-        self._lease.close()
+        """Gives the checkpoints back."""
+        self._passage.lease.close()
+        self._query.lease.close()
 
 
 def layer_norm(x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -172,3 +198,16 @@ def layer_norm(x: NDArray[np.float32]) -> NDArray[np.float32]:
     centred = x - x.mean(-1, keepdims=True)
     scaled: NDArray[np.float32] = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
     return scaled
+
+
+def narrowed(rows: NDArray[np.float32], dtype: CacheDtype) -> NDArray[np.floating]:
+    """Vectors in the cache's dtype; as they are where float16 cannot hold them.
+
+    >>> narrowed(np.array([[1.0001]], np.float32), "float16").tolist(), narrowed(np.array([1e6]), "float16").tolist()
+    ([[1.0]], [1000000.0])
+    """
+    if dtype == "float32":
+        return rows
+    with np.errstate(over="ignore"):
+        half = rows.astype(np.float16)
+    return half if np.isfinite(half).all() else rows

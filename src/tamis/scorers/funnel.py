@@ -1,61 +1,81 @@
-"""Cosines of truncated vectors (MRL), and the funnel: growing dimensions over shrinking lists.
+"""Similarities of truncated vectors (MRL), and the funnel: growing dimensions over shrinking lists.
 
 Matryoshka representation learning (Kusupati et al. 2022, arXiv 2205.13147) trains vectors whose leading dimensions
-are vectors too. They are re-normalised after truncation, which a cosine does by itself:
-`cos_m(q, p) = q[:m] . p[:m] / (|q[:m]| |p[:m]|)`. Products and squared norms add up over columns, so that a stage of
-the funnel reads only the columns that the one before it did not.
+are vectors too. For a cosine they are re-normalised after truncation,
+`cos_m(q, p) = q[:m] . p[:m] / (|q[:m]| |p[:m]|)`; a dot product is that of the leading dimensions as they are. Products
+and squared norms add up over columns, so that a stage of the funnel reads only the columns that the one before it did
+not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 
-def cosines(
-    query: NDArray[np.float32], rows: NDArray[np.float32], firsts: Sequence[int], dims: Sequence[int]
-) -> NDArray[np.float64]:
-    """The cosine of each of n passages with the query.
+class Best(NamedTuple):
+    """What n passages came to: values, float64, (n,), and of each the number of its best row, (n,)."""
+
+    values: NDArray[np.float64]
+    rows: NDArray[np.intp]
+
+
+def similarities(
+    query: NDArray[np.float32],
+    rows: NDArray[np.floating],
+    firsts: Sequence[int],
+    dims: Sequence[int],
+    *,
+    unit_query: bool = True,
+    unit_rows: bool = True,
+) -> Best:
+    """The similarity of each of n passages with the query: the cosine, or the dot product if neither side is `unit`.
 
     A passage may have several rows, its windows: the best counts. After every stage but the last the better half goes
-    on; passages that tie at the border go on together. One that stays behind keeps its cosine of the last stage it
-    was in, lowered just below whoever went further if it was above, so that the order of the values is the order of
-    the ranking.
+    on; passages that tie at the border go on together. One that stays behind keeps its value of the last stage it was
+    in, lowered just below whoever went further if it was above, so that the order of the values is the order of the
+    ranking.
 
     Args:
         query: Shape (d,).
-        rows: Shape (r, d), r >= n; the rows of one passage stand together.
+        rows: Shape (r, d), r >= n, float32 or float16; the rows of one passage stand together.
         firsts: n row numbers: where each passage begins.
         dims: Growing numbers of leading dimensions, none above d. One is plain truncation.
-
-    Returns:
-        Shape (n,), float64.
+        unit_query: Divide by the length of the truncated query.
+        unit_rows: Divide by the lengths of the truncated rows.
 
     >>> query = np.array([1, 0, 1, 0], np.float32)
-    >>> rows = np.array([[1, 0, 1, 0], [1, 0, 0, 0], [0, 1, 1, 0]], np.float32)
-    >>> cosines(query, rows, [0, 1, 2], [4]).round(3).tolist()
+    >>> rows = np.array([[1, 0, 1, 0], [3, 0, 0, 0], [0, 1, 1, 0]], np.float32)
+    >>> similarities(query, rows, [0, 1, 2], [4]).values.round(3).tolist()
     [1.0, 0.707, 0.5]
-    >>> cosines(query, rows, [0, 1, 2], [2, 4]).round(3).tolist()
+    >>> similarities(query, rows, [0, 1, 2], [2, 4]).values.round(3).tolist()
     [1.0, 0.707, 0.0]
+    >>> best = similarities(query, rows, [0, 2], [4], unit_query=False, unit_rows=False)
+    >>> best.values.tolist(), best.rows.tolist()
+    ([3.0, 1.0], [1, 2])
     """
     owner = np.repeat(np.arange(len(firsts)), np.diff([*firsts, len(rows)]))
     alive = np.ones(len(firsts), dtype=np.bool_)
-    values = np.zeros(len(firsts))
+    values, winners = np.zeros(len(firsts)), np.array(firsts, np.intp)
     dots, squares, own = np.zeros(len(rows)), np.zeros(len(rows)), 0.0
     left_behind: list[NDArray[np.bool_]] = []
     for start, end in zip([0, *dims[:-1]], dims, strict=True):
-        on = alive[owner]
+        on = np.flatnonzero(alive[owner])
         new = rows[on, start:end].astype(np.float64)  # the only columns this stage reads
         asked = query[start:end].astype(np.float64)
         dots[on] += new @ asked
         squares[on] += np.einsum("ij,ij->i", new, new)
         own += float(asked @ asked)
-        value = dots[on] / np.maximum(np.sqrt(squares[on] * own), np.finfo(np.float64).tiny)
+        norms = np.sqrt((squares[on] if unit_rows else 1.0) * (own if unit_query else 1.0))
+        value = dots[on] / np.maximum(norms, np.finfo(np.float64).tiny)
         ids = np.flatnonzero(alive)
         best = np.maximum.reduceat(value, np.flatnonzero(np.diff(owner[on], prepend=-1)))
         values[ids] = best
+        winning = on[value == values[owner[on]]][::-1]
+        winners[owner[winning]] = winning  # of equal rows the first, which is written last
         if end != dims[-1]:
             border = np.sort(best)[len(best) // 2]
             stays = np.zeros_like(alive)
@@ -67,4 +87,4 @@ def cosines(
         for value in -np.unique(-values[stays]):  # falling; equal ones stay equal
             floor = min(value, np.nextafter(floor, -np.inf))
             values[stays & (values == value)] = floor
-    return values
+    return Best(values, winners)

@@ -26,7 +26,17 @@ from pydantic.json_schema import SkipJsonSchema
 import tamis
 from tamis.lazy import LazyReranker
 from tamis.long_documents import LongDocuments
-from tamis.options import CACHE_BYTES, QUEUE_TOKENS, Attention, Head, LoadOptions, Overload
+from tamis.options import (
+    CACHE_BYTES,
+    QUEUE_TOKENS,
+    Attention,
+    CacheDtype,
+    Head,
+    HeadIndex,
+    LoadOptions,
+    Overload,
+    Similarity,
+)
 
 dispatcher = get_dispatcher(__name__)
 
@@ -47,11 +57,16 @@ _CHECKED = (  # what LoadOptions can judge one by one
     "weight",
     "overload",
     "queue_tokens",
+    "similarity",
+    "cache_dtype",
+    "compress_ratio",
+    "compress_layers",
+    "head_index",
     "mode",
     "dtype",
     "device",
 )
-_LOAD = ("model", "family", "revision", "trust_remote_code", *_CHECKED)
+_LOAD = ("model", "family", "revision", "trust_remote_code", "passage_model", *_CHECKED)
 _RANK = ("top_n", "min_score", "max_tokens", "tokenizer", "timeout")
 
 Count = Annotated[int, Field(ge=1, strict=True)]
@@ -109,11 +124,21 @@ class TamisRerank(BaseNodePostprocessor):
     revision: str | None = Field(default=None, description="Branch, tag or commit of a hub id.")
     head: Head = Field(default="require", description='"require" refuses a checkpoint without a trained head.')
     trust_remote_code: bool = Field(default=False, description="Run Python code that the checkpoint brings along.")
-    cache_bytes: int = Field(default=CACHE_BYTES, description="bi-encoder: memory for passage vectors between calls.")
+    cache_bytes: int = Field(default=CACHE_BYTES, description="Memory for passage vectors between calls.")
     score_cache_bytes: int = Field(default=0, description="Memory for the outcome of sequences between calls.")
     weight: float | None = Field(default=None, description="This reranker's own share of the device; 2 is twice 1.")
     overload: Overload = Field(default="error", description='A full queue: "error" refuses at once, "wait" waits.')
     queue_tokens: int = Field(default=QUEUE_TOKENS, description="Tokens that may wait before the queue is full.")
+    passage_model: str | Path | None = Field(
+        default=None, description="bi-encoder: what reads the passages, where model reads queries only."
+    )
+    similarity: Similarity | None = Field(default=None, description='bi-encoder: "cosine" or "dot".')
+    cache_dtype: CacheDtype | None = Field(default=None, description="What passage vectors are kept in.")
+    compress_ratio: int | None = Field(default=None, description="Lightweight layerwise: tokens that become one.")
+    compress_layers: int | Sequence[int] | None = Field(
+        default=None, description="Lightweight layerwise: the layers before which tokens are compressed."
+    )
+    head_index: HeadIndex | None = Field(default=None, description='Lightweight layerwise: "reference" or "layer".')
 
     top_n: Count | None = Field(default=None, description="Keep this many nodes at most; None is no limit.")
     min_score: float | None = Field(
@@ -257,7 +282,7 @@ class TamisRerank(BaseNodePostprocessor):
     def _never_none(cls, value: Any) -> Any:
         return CallbackManager() if value is None else value
 
-    @field_serializer("model")
+    @field_serializer("model", "passage_model")
     def _as_text(self, value: str | Path | None) -> str | None:
         return None if value is None else str(value)
 

@@ -1,0 +1,119 @@
+"""Prompts that a checkpoint's own chat template words: sentence-transformers' LogitScore contract, and zero-shot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from tamis.checkpoint import Checkpoint
+from tamis.errors import InvalidInput, UnknownFamily
+from tamis.families.wordings import ZERO_SHOT_TASK, ZERO_SHOT_TURN
+from tamis.options import LoadOptions
+from tamis.prompts import Prompt
+
+if TYPE_CHECKING:
+    from tamis.tokenizing import TextTokenizer
+
+Messages = Sequence[dict[str, Any]]
+
+
+def is_logit_score(checkpoint: Checkpoint) -> bool:
+    """Whether the folder has sentence-transformers' modules Transformer and LogitScore."""
+    return [module.kind for module in checkpoint.modules] == ["Transformer", "LogitScore"]
+
+
+def logit_score_ids(tokenizer: TextTokenizer, checkpoint: Checkpoint) -> list[int]:
+    """`true_token_id`, and `false_token_id` if there is one, of `1_LogitScore/config.json`."""
+    config = checkpoint.modules[1].config
+    ids = [config.get("true_token_id"), config.get("false_token_id")]
+    if not isinstance(ids[0], int):
+        raise UnknownFamily(f"{checkpoint.name}: {checkpoint.modules[1].folder}/config.json names no true_token_id.")
+    return [row for row in ids if row is not None]
+
+
+def logit_score_prompt(tokenizer: TextTokenizer, checkpoint: Checkpoint, options: LoadOptions) -> Prompt:
+    """The checkpoint's chat template with a `query` and a `document`, after a `system` message if there is a prompt.
+
+    Raises:
+        UnknownFamily: The template does not put both into its text, or the files say that it is not used at all.
+    """
+    if "message" not in (checkpoint.transformer_config.get("modality_config") or {}):
+        raise UnknownFamily(
+            f"{checkpoint.name} has a LogitScore module, but its sentence_bert_config.json has no message modality, "
+            "so that query and document would be glued together without a prompt. Save it with "
+            "sentence-transformers 5.4 or newer, or pass family=."
+        )
+    config = checkpoint.sentence_config
+    prompt = options.instruction
+    if prompt is None:
+        prompt = (config.get("prompts") or {}).get(config.get("default_prompt_name"), "")
+    settings = dict((checkpoint.transformer_config.get("processing_kwargs") or {}).get("chat_template") or {})
+    settings.pop("restore_suffix", None)
+    system = [{"role": "system", "content": prompt}] if prompt else []
+    pair = [{"role": "query", "content": " {query} "}, {"role": "document", "content": " {passage} "}]
+    for messages in (system + pair, _structured(system + pair)):
+        found = _prompt(tokenizer, messages, settings)
+        if found is not None:
+            return found
+    raise UnknownFamily(
+        f"The chat template of {checkpoint.name} does not carry the roles 'query' and 'document', which its "
+        "LogitScore module needs. Fetch the tokenizer's files again, or pass family=."
+    )
+
+
+def yes_no_ids(tokenizer: TextTokenizer, checkpoint: Checkpoint) -> list[int]:
+    """The ids of yes and no, or of Yes and No.
+
+    Raises:
+        InvalidInput: Neither pair is one token each.
+    """
+    for pair in (("yes", "no"), ("Yes", "No")):
+        ids = [tokenizer.id_of(word) for word in pair]
+        if None not in ids:
+            return [row for row in ids if row is not None]
+    raise InvalidInput(
+        f"Neither yes and no nor Yes and No are one token each for {checkpoint.name}, so that it cannot be asked that "
+        "way. Register a family with answers that are; see tamis.register."
+    )
+
+
+def zero_shot_prompt(tokenizer: TextTokenizer, checkpoint: Checkpoint, options: LoadOptions) -> Prompt:
+    """A task and a question in the checkpoint's own chat template.
+
+    Raises:
+        UnknownFamily: It has none, or one that loses the question.
+    """
+    task = options.instruction or ZERO_SHOT_TASK
+    turn = {"role": "user", "content": ZERO_SHOT_TURN}
+    merged = {"role": "user", "content": f"{task}\n\n{ZERO_SHOT_TURN}"}
+    if tokenizer.chat is not None:
+        for messages in ([{"role": "system", "content": task}, turn], [merged]):  # some templates have no system
+            found = _prompt(tokenizer, messages, {"add_generation_prompt": True, "enable_thinking": False})
+            if found is not None and task.strip() in found.pieces[0]:
+                return found
+    raise UnknownFamily(
+        f"{checkpoint.name} has no chat template that takes a question, so that it cannot be asked as a chat model. "
+        "If you know the prompt that it was trained with, register a family with it; see tamis.register."
+    )
+
+
+def _prompt(tokenizer: TextTokenizer, messages: Messages, settings: dict[str, Any]) -> Prompt | None:
+    """The template's text with the slots where the contents go; None if it loses one or refuses a role."""
+    from jinja2 import TemplateError
+
+    if tokenizer.chat is None:
+        return None
+    try:
+        text = tokenizer.chat(list(messages), **settings)
+    except (TemplateError, TypeError, ValueError):
+        return None
+    if text.count("{passage}") != 1 or "{query}" not in text:
+        return None
+    kept = " {query} " in text or "Query: {query}" in text
+    for slot in ("query", "passage"):
+        text = text.replace(f" {{{slot}}} ", f"{{{slot}}}")
+    return Prompt((text,), strip=not kept)
+
+
+def _structured(messages: Messages) -> Messages:
+    return [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
