@@ -25,6 +25,7 @@ format: .venv/.test
 bench: .venv/.bench  ## speed against every peer that installs here
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/async_load.py
+	$(BIN)/python benchmarks/llm_rerank.py
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache

@@ -8,6 +8,7 @@ import torch
 
 import tamis
 import tiny
+import tiny_lm
 
 pytestmark = [
     pytest.mark.gpu,
@@ -34,6 +35,25 @@ def test_packed_on_cuda_equals_the_cpu(classifier, name, dtype):
     tolerance = 1e-3 if dtype == "float32" else 0.15 * np.ptp(expected)  # TF32 may be on
     np.testing.assert_allclose(given, expected, atol=tolerance)
     np.testing.assert_allclose(alone, given, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", tiny_lm.DECODERS)
+def test_shared_beginnings_on_cuda(tmp_path, name, dtype):
+    """Variable-length attention with more keys than queries, windows and softcaps among them."""
+    folder = tiny_lm.save(tmp_path, name, "ForCausalLM")
+    options = {"family": "qwen3-reranker"}
+    with (
+        tamis.load(folder, **options, device="cpu", dtype="float32") as exact,
+        tamis.load(folder, **options, dtype=dtype) as reranker,
+    ):
+        expected = np.array(exact.logits(QUERY, PASSAGES))
+        given = np.array(reranker.logits(QUERY, PASSAGES))
+        stats = reranker.stats()
+    assert stats["packed"]
+    assert stats["prefix_tokens_reused"] > 0
+    tolerance = 1e-3 if dtype == "float32" else 0.05 * np.abs(expected).max()
+    np.testing.assert_allclose(given, expected, atol=tolerance)
 
 
 def test_auto_is_bfloat16_on_cuda(classifier):
