@@ -67,7 +67,9 @@ def load(
             and the one that is free takes the next batch.
         dtype: "float32", "bfloat16" or "float16"; "auto" is bfloat16 on devices that compute in it, else float32.
             Heads, pooling and scores are float32 or wider whatever it is.
-        max_length: Tokens that the model reads of query and passage together; the checkpoint's own limit if None.
+        max_length: Tokens of a sequence, special tokens and prompt included: query and passage together where the
+            model reads them together, each text of a bi-encoder, a passage in late interaction. The published or the
+            checkpoint's own limit if None.
         dim: bi-encoder: compare this many leading dimensions, re-normalised (MRL). A growing list is a funnel: all
             passages at the first, the better half at the next, and so on.
         layer: layerwise: the layer whose head scores; deeper ones are not run. A growing list is a cascade: all
@@ -92,6 +94,7 @@ def load(
         queue_tokens: How many tokens may wait for the device before the queue is full. A request that is let in is
             let in whole.
         passage_model: bi-encoder: the checkpoint that reads passages, where `model` reads queries only (DPR, Dragon).
+            `revision` is of `model`; to pin this one, pass the folder of a snapshot.
         similarity: bi-encoder: "cosine" or "dot"; read from the checkpoint if None.
         cache_dtype: bi-encoder and late-interaction: what passage vectors are kept in, "float32" or "float16".
         compress_ratio: Lightweight layerwise models: how many of a passage's tokens become one at `compress_layers`;
@@ -106,7 +109,7 @@ def load(
         MissingExtra: The embedded model is not installed.
     """
     from tamis.checkpoint import Checkpoint
-    from tamis.families import lexical, named, resolve
+    from tamis.families import named, resolve
     from tamis.reranker import Reranker
 
     options = LoadOptions(
@@ -140,7 +143,7 @@ def load(
     if "lexical" in (mode, named(family, mode).mode if family else None):
         if model not in (None, "bm25"):
             raise InvalidInput(f"Lexical mode has no checkpoint, but model={str(model)!r}; leave it out.")
-        return Reranker(lexical.build(None, options))
+        return Reranker(named(family or "bm25").build(None, options))  # type: ignore[arg-type]
     checkpoint = Checkpoint.embedded() if model is None else Checkpoint.find(model, revision)
     return Reranker(resolve(checkpoint, options).build(checkpoint, options))
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tamis.errors import UnknownFamily
+
 Config = Mapping[str, Any]
 
 _OWN_KEYS = ("model_type", "architectures", "auto_map", "transformers_version", "_name_or_path")
@@ -37,9 +39,18 @@ def llama_bidirectional(config: Config) -> Any:
 
 
 def minicpm(config: Config) -> Any:
-    """MiniCPM is a Llama with factors on embeddings and residuals, which is what transformers calls Granite."""
+    """MiniCPM is a Llama with factors on embeddings and residuals, which is what transformers calls Granite.
+
+    Raises:
+        UnknownFamily: It is not the layerwise reranker: a language model of the series also scales its head.
+    """
     from transformers import GraniteConfig
 
+    if list(config.get("architectures") or []) != ["LayerWiseMiniCPMForCausalLM"]:
+        raise UnknownFamily(
+            f"It is a MiniCPM ({', '.join(config.get('architectures') or ['no architecture'])}), of which Tamis "
+            "computes the layerwise reranker only."
+        )
     layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
     return GraniteConfig(
         **_without(config, *_OWN_KEYS, "tie_word_embeddings"),

@@ -17,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tamis.engine.sequences import Tokens
-from tamis.errors import InputTooLong, InvalidInput
+from tamis.errors import InputTooLong, InvalidInput, UnknownFamily
 from tamis.long_documents import QUERY_SHARE, LongDocuments, windows
 from tamis.tokenizing import Ids, TextTokenizer
 
 Around: TypeAlias = Literal["nothing", "bos", "tokenizer"]
 Span: TypeAlias = tuple[int, int]
 
+_MARK = re.compile(r"<\|\w+\|>")  # what opens and closes turns
 _SLOT = re.compile(r"\{(query|passage|instruction)\}")
 LEAST_ROOM = 8  # tokens for a query and a passage, or the prompt is too long for max_length
 _CHARACTERS_PER_TOKEN = 24  # more text than this for each token that fits is not even tokenised
@@ -108,6 +109,7 @@ class BoundPrompt:
 
     Raises:
         InvalidInput: The prompt alone leaves no room within `max_length`.
+        UnknownFamily: The tokenizer lacks a token that opens or closes the prompt's turns.
     """
 
     def __init__(
@@ -127,6 +129,11 @@ class BoundPrompt:
         self.strip = prompt.strip
         self.before, self.piece, self.after = pieces[:at], pieces[at], pieces[at + 1 :]
         self.opening, self.closing = _around(prompt.around, tokenizer)
+        for mark in dict.fromkeys(_MARK.findall("".join(pieces))):
+            if tokenizer.entry(mark) is None:
+                raise UnknownFamily(
+                    f"The prompt has {mark}, which is no token of this model: the checkpoint belongs to another family."
+                )
         frame = sum(map(len, self.encode([_fill(piece, query="", passage="") for piece in pieces])))
         frame += len(self.opening) + len(self.closing)
         self.query_limit = int(QUERY_SHARE * (max_length - frame))

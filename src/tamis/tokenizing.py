@@ -151,9 +151,9 @@ class TextTokenizer:
         return self._backend.token_to_id(token)
 
     def id_of(self, token: str) -> int | None:
-        """The id of a token, by its text or as the vocabulary spells it; None if it is not one token."""
+        """The id of a text that is one token; None if it is not."""
         ids = self._encode([token])[0]
-        return int(ids[0]) if len(ids) == 1 else self._backend.token_to_id(token)
+        return int(ids[0]) if len(ids) == 1 else None
 
     def count(self, text: str) -> int:
         """How many tokens a text has, without special tokens."""

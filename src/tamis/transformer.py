@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 
 from tamis.checkpoint import Checkpoint
-from tamis.engine.architectures import ARCHITECTURES, Architecture
+from tamis.engine.architectures import ARCHITECTURES, DECODERS, Architecture
 from tamis.engine.attention import PACKED
 from tamis.engine.devices import choose_devices, choose_dtype
 from tamis.engine.engine import Engine
@@ -120,6 +120,17 @@ def own_class(config: Any, auto_class: Any) -> Any:
 
     classifies = auto_class.__name__.endswith("ForSequenceClassification")
     return jina_bert.JinaBertForSequenceClassification if classifies else jina_bert.JinaBertModel
+
+
+def check_namesake(checkpoint: Checkpoint) -> None:
+    """Raises RemoteCode where transformers would take another network of the same name for the checkpoint's own."""
+    own = (checkpoint.config.get("auto_map") or {}).get("AutoModel")
+    alibi = checkpoint.config.get("position_embedding_type") == "alibi"  # JinaBERT, which Tamis computes itself
+    if own and not alibi and checkpoint.model_type in ("bert", "roberta", "xlm-roberta", *DECODERS):
+        raise RemoteCode(
+            f"{checkpoint.name} brings a network of its own ({own}) under the name {checkpoint.model_type!r}, which "
+            "transformers has another network for. Tamis runs neither; use a checkpoint of a stock architecture."
+        )
 
 
 def check_causal(checkpoint: Checkpoint) -> None:

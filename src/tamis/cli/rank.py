@@ -20,7 +20,7 @@ from tamis.types import Hit, Passage, Ranking
 WIDEST_PLACE = 26  # columns for where a passage stands, so that in 80 there is room for its text
 LIMITS = ("top_n", "min_score", "max_tokens")
 OPTIONS = (
-    "mode", "family", "dim", "layer", "instruction", "passage_model", "dtype", "device", "max_length",
+    "mode", "family", "dim", "layer", "instruction", "passage_model", "num_layers", "dtype", "device", "max_length",
     "long_documents",
 )  # fmt: skip
 
@@ -54,6 +54,7 @@ def add_command(commands: Any) -> None:
     add("--layer", type=_numbers, metavar="L", help="layerwise: the layer that scores, 28; or a cascade, 8,28")
     add("--instruction", metavar="I", help="the task in the model's prompt, or what is put before the query")
     add("--passage-model", metavar="M", help="bi-encoder: what reads passages, where --model reads queries only")
+    add("--num-layers", type=int, metavar="N", help="only the first N layers of a deeper model")
     add("--dtype", choices=DTYPES, default="auto", help="default: auto")
     add("--device", metavar="D", help="cpu, cuda:0, ... (default: the first GPU, else cpu)")
     add("--max-length", type=int, metavar="N", help="tokens that the model reads of query and passage")

@@ -106,6 +106,11 @@ def families() -> tuple[Family, ...]:
         return tuple(_FAMILIES.values())
 
 
+def claimed(checkpoint: Checkpoint) -> bool:
+    """Whether a family's files or ids say how to score with a checkpoint, so that no fallback is a guess for it."""
+    return any(checkpoint.name in f.hub_ids or f.matches(checkpoint) for f in families() if not f.fallback)
+
+
 def list_families() -> list[str]:
     """The names that `tamis.load(..., family=)` takes.
 
@@ -155,8 +160,8 @@ def _advice(checkpoint: Checkpoint, options: LoadOptions) -> str:
     what = f"{checkpoint.name} holds {checkpoint.architecture or checkpoint.model_type or 'no architecture'}"
     if options.mode == "cross-encoder":
         return (
-            f"{what}, which has no classification head, so that it cannot be a cross-encoder. "
-            'Pass mode="bi-encoder" if it is an embedding model.'
+            f"{what}, which has no classification head, so that it cannot be a cross-encoder. Leave mode= out, and "
+            "its files say what it is."
         )
     if options.mode is not None:
         other = next((f for f in families() if not f.fallback and f.matches(checkpoint)), None)
@@ -181,9 +186,10 @@ def _load() -> None:
     global _loaded
     if _loaded:
         return
+    modules = [import_module(f"tamis.families.{name}") for name in _BUILT_IN]
     _loaded = True
-    for name in reversed(_BUILT_IN):
-        for family in reversed(import_module(f"tamis.families.{name}").FAMILIES):
+    for module in reversed(modules):
+        for family in reversed(module.FAMILIES):
             register(family)
     for entry in entry_points(group="tamis.families"):
         try:

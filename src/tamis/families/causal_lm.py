@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tamis.checkpoint import Checkpoint
 from tamis.errors import InvalidInput, UnknownFamily
-from tamis.families import Family
+from tamis.families import Family, claimed
 from tamis.families.chat import is_logit_score, logit_score_ids, logit_score_prompt, yes_no_ids, zero_shot_prompt
 from tamis.families.wordings import BGE, CTXL, MXBAI, QWEN3, ZERANK, ZERO_SHOT_TURN
 from tamis.options import LoadOptions
@@ -192,7 +192,9 @@ FAMILIES = (
         'any chat model, only with mode="causal-lm"; instruction= is the task. One that was not tuned ranks badly',
         "sigmoid of yes - no",
         causal_lm(zero_shot_prompt, yes_no_ids),
-        matches=lambda checkpoint: checkpoint.architecture.endswith("ForCausalLM") or checkpoint.gguf is not None,
+        matches=lambda checkpoint: (
+            checkpoint.gguf is not None or (checkpoint.architecture.endswith("ForCausalLM") and not claimed(checkpoint))
+        ),
         fallback=True,
         template=f"the checkpoint's chat template around a task and {ZERO_SHOT_TURN.splitlines()[0]!r} ...",
     ),

@@ -14,6 +14,7 @@ from tamis.prompts import Prompt
 if TYPE_CHECKING:
     from tamis.tokenizing import TextTokenizer
 
+DATE = "26 Jul 2024"  # for templates that tell the model the date: a score must not change overnight
 Messages = Sequence[dict[str, Any]]
 
 
@@ -48,7 +49,8 @@ def logit_score_prompt(tokenizer: TextTokenizer, checkpoint: Checkpoint, options
     if prompt is None:
         prompt = (config.get("prompts") or {}).get(config.get("default_prompt_name"), "")
     settings = dict((checkpoint.transformer_config.get("processing_kwargs") or {}).get("chat_template") or {})
-    settings.pop("restore_suffix", None)
+    for key in ("restore_suffix", "tokenize", "return_dict", "return_tensors"):
+        settings.pop(key, None)
     system = [{"role": "system", "content": prompt}] if prompt else []
     pair = [{"role": "query", "content": " {query} "}, {"role": "document", "content": " {passage} "}]
     for messages in (system + pair, _structured(system + pair)):
@@ -99,13 +101,11 @@ def zero_shot_prompt(tokenizer: TextTokenizer, checkpoint: Checkpoint, options: 
 
 def _prompt(tokenizer: TextTokenizer, messages: Messages, settings: dict[str, Any]) -> Prompt | None:
     """The template's text with the slots where the contents go; None if it loses one or refuses a role."""
-    from jinja2 import TemplateError
-
     if tokenizer.chat is None:
         return None
     try:
-        text = tokenizer.chat(list(messages), **settings)
-    except (TemplateError, TypeError, ValueError):
+        text = tokenizer.chat(list(messages), **{"date_string": DATE, **settings})
+    except Exception:  # noqa: BLE001 - a template is a program, and may fail in any way
         return None
     if text.count("{passage}") != 1 or "{query}" not in text:
         return None

@@ -9,6 +9,8 @@ from typing import Any
 from tamis.checkpoint import Checkpoint
 from tamis.errors import CorruptCheckpoint, UnknownFamily
 from tamis.families import Family
+from tamis.families.causal_lm import Wording
+from tamis.families.chat import logit_score_prompt
 from tamis.families.wordings import NVIDIA, QWEN3
 from tamis.options import LoadOptions
 from tamis.prompts import Prompt
@@ -18,12 +20,12 @@ POOLINGS = ("avg", "cls", "last")
 
 
 def prompted_head(
-    prompt: Prompt, *, pooling: str | None = None, length: int | None = None
+    prompt: Wording, *, pooling: str | None = None, length: int | None = None
 ) -> Callable[[Checkpoint, LoadOptions], Scorer]:
     """Builds scorers for a family of decoders with one linear head.
 
     Args:
-        prompt: What it reads.
+        prompt: What it reads; or what makes it from the tokenizer, the checkpoint and the options.
         pooling: "avg", "cls" or "last"; the config's own if None, or the last token.
         length: Tokens that it was trained for, where that is less than its config says.
     """
@@ -31,29 +33,33 @@ def prompted_head(
 
 
 def _build(
-    prompt: Prompt, pooling: str | None, length: int | None, checkpoint: Checkpoint, options: LoadOptions
+    wording: Wording, pooling: str | None, length: int | None, checkpoint: Checkpoint, options: LoadOptions
 ) -> Scorer:
     from tamis import transformer
     from tamis.prompts import BoundPrompt
     from tamis.scorers.prompted import PromptedScorer
 
     options.allow("cross-encoder", "instruction")
-    return transformer.held(
-        transformer.lease("prompted head", checkpoint, options, partial(_load, pooling), pooling),
-        lambda lease: PromptedScorer(
+
+    def scorer(lease: Any) -> Scorer:
+        loaded = lease.loaded
+        made = wording if isinstance(wording, Prompt) else wording(loaded.tokenizer, checkpoint, options)
+        return PromptedScorer(
             lease,
             model=checkpoint.name,
             mode="cross-encoder",
             prompt=BoundPrompt(
-                prompt,
-                lease.loaded.tokenizer,
-                max_length=transformer.chosen_length(options, lease.loaded.longest, checkpoint.name, length),
+                made,
+                loaded.tokenizer,
+                max_length=transformer.chosen_length(options, loaded.longest, checkpoint.name, length),
                 policy=options.long_documents,
-                instruction=options.instruction,
+                instruction=options.instruction if made is wording else None,
             ),
             read=lambda rows: rows[:, 0] if rows.shape[1] == 1 else rows[:, 1] - rows[:, 0],
-        ),
-    )
+        )
+
+    lease = transformer.lease("prompted head", checkpoint, options, partial(_load, pooling), pooling)
+    return transformer.held(lease, scorer)
 
 
 def _load(pooling: str | None, checkpoint: Checkpoint, options: LoadOptions, devices: Sequence[Any], dtype: Any) -> Any:
@@ -67,8 +73,8 @@ def _load(pooling: str | None, checkpoint: Checkpoint, options: LoadOptions, dev
         if getattr(config, "pooling", None) not in (None, *POOLINGS):
             raise UnknownFamily(f"{checkpoint.name} pools by {config.pooling!r}; Tamis knows {', '.join(POOLINGS)}.")
         temperature = checkpoint.config.get("temperature", 1.0)
-        if not temperature > 0:
-            raise CorruptCheckpoint(f"{checkpoint.name} has a temperature of {temperature}; it must be above 0.")
+        if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not temperature > 0:
+            raise CorruptCheckpoint(f"{checkpoint.name} has a temperature of {temperature!r}; it must be above 0.")
         config.head_temperature = temperature  # under its own name transformers takes it for one of generation
 
     return load_classifier(checkpoint, options, devices, dtype, adjust)
@@ -86,10 +92,22 @@ FAMILIES = (
         "cross-encoder",
         "llama-3.2-nv-rerankqa-1b-v2, llama-nemotron-rerank-1b-v2 and -500m-v2: bidirectional Llama, mean pooling",
         "sigmoid of the logit",
-        prompted_head(NVIDIA),
+        prompted_head(NVIDIA, length=8192),
         matches=lambda checkpoint: checkpoint.model_type == "llama_bidirec",
         template=r"question:{query} \n \n passage:{passage}",
         window="8192",
+    ),
+    Family(
+        "chat-classifier",
+        "cross-encoder",
+        "decoders with a head that sentence-transformers saved with a chat template for query and document",
+        "sigmoid of the logit, or of the difference of two",
+        prompted_head(logit_score_prompt),
+        matches=lambda checkpoint: (
+            checkpoint.architecture.endswith("ForSequenceClassification")
+            and "message" in (checkpoint.transformer_config.get("modality_config") or {})
+        ),
+        template="the checkpoint's chat template, roles query and document",
     ),
     Family(
         "rerank-qa-mistral",

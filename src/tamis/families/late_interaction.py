@@ -21,17 +21,15 @@ from functools import partial
 from typing import Any
 
 from tamis.checkpoint import Checkpoint, read_json
-from tamis.errors import CorruptCheckpoint, RemoteCode, UnknownFamily
+from tamis.errors import CorruptCheckpoint, UnknownFamily
 from tamis.families import Family
 from tamis.families.token_heads import Head, bge_m3_head, dense_head, stanford_head
-from tamis.native_encoders import is_jina_bert
 from tamis.options import LoadOptions
 from tamis.scorers.base import Scorer
 
 logger = logging.getLogger(__name__)
 
 _PYLATE_KEYS = ("query_prefix", "document_prefix", "do_query_expansion", "attend_to_expansion_tokens")
-_REMOTE_NAMESAKES = ("bert", "roberta", "xlm-roberta")  # with code of its own, it is another network of that name
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +92,7 @@ def _build(recipe: _Recipe, checkpoint: Checkpoint, options: LoadOptions) -> Sco
     from tamis.scorers.late_interaction import Expansion, LateInteractionScorer
 
     options.allow("late-interaction", "cache_dtype")
-    _check_code(checkpoint)
+    transformer.check_namesake(checkpoint)
     if recipe.unseen and checkpoint.model_type == "deberta-v2":
         raise UnknownFamily(
             f"{checkpoint.name} expands queries by tokens that DeBERTa does not attend to; DeBERTa then computes them "
@@ -329,16 +327,6 @@ def _length_of(checkpoint: Checkpoint) -> int:
     tokenizer = read_json(checkpoint.body / "tokenizer_config.json") or {}
     lengths = (tokenizer.get("model_max_length"), checkpoint.transformer_config.get("max_seq_length"))
     return min((int(length) for length in lengths if length), default=2**31)
-
-
-def _check_code(checkpoint: Checkpoint) -> None:
-    """Raises RemoteCode where transformers would take another network of the same name for the checkpoint's own."""
-    own = (checkpoint.config.get("auto_map") or {}).get("AutoModel")
-    if own and checkpoint.model_type in _REMOTE_NAMESAKES and not is_jina_bert(checkpoint):
-        raise RemoteCode(
-            f"{checkpoint.name} brings a network of its own ({own}) under the name {checkpoint.model_type!r}, which "
-            "transformers has another network for. Tamis runs neither; use a checkpoint of a stock architecture."
-        )
 
 
 def _check_modules(checkpoint: Checkpoint, needed: Sequence[str]) -> Mapping[str, Any]:

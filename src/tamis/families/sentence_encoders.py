@@ -11,7 +11,7 @@ from typing import Any
 
 from tamis.checkpoint import Checkpoint
 from tamis.errors import CorruptCheckpoint, InvalidInput, UnknownFamily
-from tamis.families import Family
+from tamis.families import Family, claimed
 from tamis.families.sentence_modules import ends_normalized, is_sentence_transformer, poolings_of, readout_of
 from tamis.options import LoadOptions, Similarity
 from tamis.scorers.base import Scorer
@@ -48,6 +48,8 @@ def build(
     options.allow("bi-encoder", "dim", "instruction", "passage_model", "similarity", "cache_dtype")
     if passage is None:
         passage = checkpoint if options.passage_model is None else Checkpoint.find(options.passage_model)
+    for one in (checkpoint, passage):
+        transformer.check_namesake(one)
     _check_role(checkpoint, "DPRQuestionEncoder", "reads queries")
     _check_role(passage, "DPRContextEncoder", "reads passages")
     compared = options.similarity or similarity or _stated_similarity(checkpoint, passage)
@@ -167,6 +169,8 @@ def _dims(dim: int | tuple[int, ...] | None, width: int, name: str) -> tuple[int
     return dims
 
 
+_NO_ENCODERS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForSequenceClassification", "ForRanking")
+
 FAMILIES = (
     Family(
         "nomic-embed",
@@ -193,7 +197,7 @@ FAMILIES = (
         SCORE,
         build,
         template="query; passage",
-        matches=lambda _: True,
+        matches=lambda checkpoint: not checkpoint.architecture.endswith(_NO_ENCODERS) and not claimed(checkpoint),
         fallback=True,
     ),
 )

@@ -73,7 +73,7 @@ def build(checkpoint: Checkpoint, options: LoadOptions) -> Scorer:
             "decoder and its vocabulary's head (T5ForConditionalGeneration)."
         )
     return transformer.held(
-        transformer.lease("seq2seq", checkpoint, options, _load),
+        transformer.lease("seq2seq", checkpoint, options, _load, pieces_of(checkpoint)),
         lambda lease: PromptedScorer(
             lease,
             model=checkpoint.name,
@@ -115,18 +115,27 @@ def _load(checkpoint: Checkpoint, options: LoadOptions, devices: Sequence[Any], 
     return Loaded(engine, tokenizer, longest, len(rows), ByteLRU(0), transformer.facts(checkpoint, devices, dtype))
 
 
-def answers(tokenizer: TextTokenizer, checkpoint: Checkpoint, vocabulary: int) -> list[int]:
-    """The ids of the two answers, the relevant one first: pieces of the vocabulary, not texts to tokenise.
+def pieces_of(checkpoint: Checkpoint) -> tuple[str, str]:
+    """The two answers as the vocabulary spells them, the relevant one first.
 
     Raises:
-        UnknownFamily: The vocabulary lacks one, or nobody knows which they are.
+        UnknownFamily: Nobody knows which they are.
     """
     if checkpoint.name == _DISPUTED:
         raise UnknownFamily(
             f"The published sources disagree on the words that {checkpoint.name} answers with, and the wrong ones "
             "rank at random. Register a family with the right ones; see tamis.register."
         )
-    pieces = _PIECES.get(checkpoint.name, _BY_TYPE[checkpoint.model_type])
+    return _PIECES.get(checkpoint.name, _BY_TYPE[checkpoint.model_type])
+
+
+def answers(tokenizer: TextTokenizer, checkpoint: Checkpoint, vocabulary: int) -> list[int]:
+    """The ids of the two answers, the relevant one first: pieces of the vocabulary, not texts to tokenise.
+
+    Raises:
+        UnknownFamily: The vocabulary lacks one, or `pieces_of` knows none.
+    """
+    pieces = pieces_of(checkpoint)
     ids = [tokenizer.entry(piece) for piece in pieces]
     found = [row for row in ids if row is not None and row < vocabulary]
     if len(found) < len(pieces):

@@ -23,17 +23,24 @@ def build(checkpoint: Checkpoint, options: LoadOptions, *, full_windows: bool = 
     from tamis.scorers.cross_encoder import CrossEncoderScorer
 
     options.allow("cross-encoder", "instruction")
-    return transformer.held(
-        transformer.lease("cross-encoder", checkpoint, options, load_classifier),
-        lambda lease: CrossEncoderScorer(
+
+    def scorer(lease: Any) -> Scorer:
+        if options.family is None and not len(lease.loaded.tokenizer.template(2).parts[1]):
+            raise UnknownFamily(
+                f"{checkpoint.name} is a classifier whose tokenizer puts nothing between query and passage, and its "
+                "files do not say with which prompt it was trained; the wrong one ranks at random. Pass family=, or "
+                'family="sequence-classification" if it was trained on the two texts glued together.'
+            )
+        return CrossEncoderScorer(
             lease,
             model=checkpoint.name,
             max_length=transformer.chosen_length(options, lease.loaded.longest, checkpoint.name),
             prompt=_prompt(checkpoint.sentence_config) if options.instruction is None else options.instruction,
             long_documents=options.long_documents,
             full_windows=full_windows,
-        ),
-    )
+        )
+
+    return transformer.held(transformer.lease("cross-encoder", checkpoint, options, load_classifier), scorer)
 
 
 def load_classifier(
