@@ -375,7 +375,7 @@ def test_variants_of_jina_are_refused(tmp_path):
     for i in range(LAYERS):
         weights[f"bert.encoder.layer.{i}.attention.self.layer_norm_q.weight"] = torch.ones(D)
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    for options in ({}, {"mode": "bi-encoder"}):
+    for options in ({}, {"family": "plain-encoder"}):
         with pytest.raises(tamis.UnknownFamily, match="qk-post-norm"):
             tamis.load(folder, **options)
 

@@ -159,9 +159,10 @@ def named(name: str, mode: str | None = None) -> Family:
 def _advice(checkpoint: Checkpoint, options: LoadOptions) -> str:
     what = f"{checkpoint.name} holds {checkpoint.architecture or checkpoint.model_type or 'no architecture'}"
     if options.mode == "cross-encoder":
-        return (
-            f"{what}, which has no classification head, so that it cannot be a cross-encoder. Leave mode= out, and "
-            "its files say what it is."
+        return f"{what}, which has no classification head, so that it cannot be a cross-encoder. " + (
+            "Leave mode= out: its files or its id may say how it scores."
+            if _writes(checkpoint) or claimed(checkpoint)
+            else 'Pass mode="bi-encoder" if it is an embedding model.'
         )
     if options.mode is not None:
         other = next((f for f in families() if not f.fallback and f.matches(checkpoint)), None)
@@ -170,7 +171,7 @@ def _advice(checkpoint: Checkpoint, options: LoadOptions) -> str:
             if other
             else f"If you know its prompt and head, pass family=, one of {', '.join(list_families())}."
         )
-    if checkpoint.architecture.endswith("ForCausalLM"):
+    if _writes(checkpoint):
         return (
             f"{what}, and neither its files nor its id say with which prompt it ranks; the wrong one ranks at random. "
             'Pass family= if it is one of a known series, or mode="causal-lm" to ask it as a chat model, untuned.'
@@ -179,6 +180,10 @@ def _advice(checkpoint: Checkpoint, options: LoadOptions) -> str:
         f"{what}, and neither its files nor its id say how it scores. Pass "
         'mode="bi-encoder" for an encoder of texts, or family= one of ' + ", ".join(list_families()) + "."
     )
+
+
+def _writes(checkpoint: Checkpoint) -> bool:
+    return checkpoint.architecture.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))
 
 
 def _load() -> None:
