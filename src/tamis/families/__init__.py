@@ -158,19 +158,15 @@ def named(name: str, mode: str | None = None) -> Family:
 
 def _advice(checkpoint: Checkpoint, options: LoadOptions) -> str:
     what = f"{checkpoint.name} holds {checkpoint.architecture or checkpoint.model_type or 'no architecture'}"
-    if options.mode == "cross-encoder":
-        return f"{what}, which has no classification head, so that it cannot be a cross-encoder. " + (
-            "Leave mode= out: its files or its id may say how it scores."
-            if _writes(checkpoint) or claimed(checkpoint)
-            else 'Pass mode="bi-encoder" if it is an embedding model.'
-        )
     if options.mode is not None:
         other = next((f for f in families() if not f.fallback and f.matches(checkpoint)), None)
-        return f"{what}, which cannot be scored in the mode {options.mode!r}. " + (
-            f"Its files say {other.mode!r}: leave mode= out."
-            if other
-            else f"If you know its prompt and head, pass family=, one of {', '.join(list_families())}."
-        )
+        headless = ", which has no classification head" if options.mode == "cross-encoder" else ""
+        advice = f"If you know its prompt and head, pass family=, one of {', '.join(list_families())}."
+        if other is not None:
+            advice = f"Its files say {other.mode!r}: leave mode= out."
+        elif headless and not _writes(checkpoint):
+            advice = 'Pass mode="bi-encoder" if it is an embedding model.'
+        return f"{what}{headless}; it cannot be scored in the mode {options.mode!r}. {advice}"
     if _writes(checkpoint):
         return (
             f"{what}, and neither its files nor its id say with which prompt it ranks; the wrong one ranks at random. "
