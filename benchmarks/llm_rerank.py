@@ -114,9 +114,12 @@ def main() -> None:
     busy = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         texts = Texts(size.passages, size.rounds)
-        made = [part for name in arguments.only for part in PARTS[name](size, texts, Path(folder))]
-    report = {"machine": {**machine.describe(), "load_before": busy}, "tables": made}
-    show(report)
+        report: dict[str, Any] = {"machine": {**machine.describe(), "load_before": busy}, "tables": []}
+        for name in arguments.only:
+            for made in PARTS[name](size, texts, Path(folder)):
+                report["tables"].append({**made, "load_after": os.getloadavg()[0]})
+                show(made)
+    about(report["machine"])
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
@@ -547,13 +550,15 @@ def verdict(bound: str, reached: float, met: bool) -> str:
     return f"{bound}: {reached:.2f}x, {'met' if met else 'MISSED'}."
 
 
-def show(report: dict[str, Any]) -> None:
-    """The report as tables."""
-    for made in report["tables"]:
-        headings = {name: COLUMNS.get(name, (name, ",.0f")) for name in made["columns"]}
-        table(made["title"], {heading: (name, form, 1.0) for name, (heading, form) in headings.items()}, made["rows"])
-        lines(made["notes"])
-    hardware = report["machine"]
+def show(made: dict[str, Any]) -> None:
+    """One table, and what to know of it."""
+    headings = {name: COLUMNS.get(name, (name, ",.0f")) for name in made["columns"]}
+    table(made["title"], {heading: (name, form, 1.0) for name, (heading, form) in headings.items()}, made["rows"])
+    lines(made["notes"])
+
+
+def about(hardware: dict[str, Any]) -> None:
+    """Processor, versions and date, in one line."""
     lines(
         [
             f"{hardware['cpu']}, {hardware['threads']} threads on {hardware['cores']} cores, "
