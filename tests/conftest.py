@@ -11,6 +11,8 @@ import pytest
 import tamis
 import tiny
 
+collect_ignore = ["golden/make.py"]  # a script for an environment of its own
+
 
 @pytest.fixture(scope="session")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:

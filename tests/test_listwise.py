@@ -254,6 +254,10 @@ def test_truncation(folder, published):
     expected = published.rerank(query, passages, max_query=40, max_doc=30)
     np.testing.assert_allclose([h.logit for h in sorted(asked, key=lambda hit: hit.index)], expected, atol=1e-4)
     assert all(hit.truncated for hit in asked)
+    with small(folder) as reranker:  # tokens of many characters, and text without an end
+        odd = ["-" * 5000, "word " * 100_000]
+        heads = [text[:200] for text in odd]
+        np.testing.assert_allclose(reranker.logits(QUERY, odd), reranker.logits(QUERY, heads), atol=1e-5)
     with small(folder, long_documents="error") as reranker:
         with pytest.raises(tamis.InputTooLong, match="Passage 1"):
             reranker.rank(QUERY, passages)

@@ -188,9 +188,11 @@ class Asked:
         encoded = self._pieces(heads)
         made = Made([], [], [], np.full(len(passages), self.query_cut, np.bool_))
         for i, (text, head, ids) in enumerate(zip(texts, heads, encoded, strict=True)):
+            if len(ids) <= self._room and len(head) < len(text):  # of tokens that are longer than most
+                head, ids = text, self._pieces([text])[0]
             spans: list[Span | None] = [None]
             parts = [ids]
-            if len(ids) > self._room or len(head) < len(text):
+            if len(ids) > self._room:
                 if self._prompt.policy == "error":
                     raise InputTooLong(
                         f"Passage {first + i} does not fit: {self._room - self._frame} tokens are left for it beside "
@@ -260,8 +262,7 @@ class Asked:
                 f"The query has {len(ids)} tokens or more, and may take {limit} of the {self._prompt.max_length} that "
                 'the model reads, the prompt among them. Shorten it, or load with long_documents="truncate".'
             )
-        head = query[: (limit + 1) * _CHARACTERS_PER_TOKEN]
-        return head[: int(self._tokenizer.offsets(head)[limit][0])], True
+        return self._tokenizer.beginning(query, limit), True
 
 
 def _fill(piece: str, **values: str) -> str:

@@ -133,6 +133,13 @@ class TextTokenizer:
         places = [i for i, c in enumerate(text) if not ("\udc00" <= c <= "\udfff" and i and _is_high(text[i - 1]))]
         return np.array([*places, len(text)])[np.array(spans, np.int64).reshape(-1, 2)]
 
+    def beginning(self, text: str, limit: int) -> str:
+        """The characters of the first `limit` tokens of a text that has more; of a character in pieces, none."""
+        places = self.offsets(text[: (limit + _MARGIN) * _CHARACTERS_PER_TOKEN])
+        if len(places) < limit + _MARGIN:
+            places = self.offsets(text)
+        return text[: int(places[limit, 0])]
+
     def plain(self, text: str) -> str:
         """Text with spaces where it spells a special token, so that no text can end a turn or open one."""
         while self._special is not None and self._special.search(text):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import lru_cache, partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from tamis.engine.keyvalues import Pair
 from tamis.engine.packing import Layout, Run, current
 
 PACKED = "tamis_packed"
@@ -74,11 +76,20 @@ def attention(
     if kwargs.get("position_bias") is not None:
         raise Unpackable(type(module).__name__)
     special = softcap is not None or s_aux is not None
+    layer = getattr(module, "layer_idx", 0)
+    _keep(layout, key, value)
     kernel = query.is_cuda and query.dtype != torch.float32 and not special and _varlen_reaches(sliding_window)
     if kernel and (not sliding_window or all(segment.itself for segment in layout.segments)):
-        return _varlen(layout, query, key, value, scaling, causal, sliding_window), None
+        return _varlen(layout, query, key, value, scaling, causal, sliding_window, layer), None
     attend = partial(by_hand, softcap=softcap, sinks=s_aux) if special else None
-    return _by_runs(layout, query, key, value, scaling, causal, sliding_window, attend), None
+    return _by_runs(layout, query, key, value, scaling, causal, sliding_window, layer, attend), None
+
+
+def _keep(layout: Layout, key: Tensor, value: Tensor) -> None:
+    """Puts this layer's keys and values away where a segment asks for it."""
+    for number, layers in layout.kept.items():
+        rows = slice(layout.edges[number], layout.edges[number + 1])
+        layers.append((key[0, :, rows].clone(), value[0, :, rows].clone()))
 
 
 def _by_runs(
@@ -89,6 +100,7 @@ def _by_runs(
     scaling: float | None,
     causal: bool,
     window: int | None,
+    layer: int,
     attend: Callable[..., Tensor] | None = None,
 ) -> Tensor:
     """One SDPA call for each run of neighbours of equal length; views in, one copy out."""
@@ -100,22 +112,16 @@ def _by_runs(
             rows = x[0, :, run.row : run.row + run.n * run.length]
             return rows.unflatten(1, (run.n, run.length)).transpose(0, 1)  # (n, heads, length, D)
 
-        def read(x: Tensor, run: Run = run) -> Tensor:
-            row, length = run.before
-            if not length:
-                return own(x, run)
-            before = x[:, :, row : row + length].expand(run.n, -1, -1, -1)
-            return torch.cat([before, own(x, run)], dim=2) if run.itself else before
-
+        keys, values = _read(run, own(key), own(value), key, value, layer)
         mask = layout.mask(run, window, causal=causal)
         if attend is not None:
-            out = attend(own(query), read(key), read(value), mask, scaling)
+            out = attend(own(query), keys, values, mask, scaling)
         else:
-            flag = causal and not run.before[1] and not (window and run.length > window)  # the kernel's own mask
+            flag = causal and not run.known and not (window and run.length > window)  # the kernel's own mask
             out = sdpa(
                 own(query),
-                read(key),
-                read(value),
+                keys,
+                values,
                 attn_mask=None if flag else mask,
                 is_causal=flag,
                 scale=scaling,
@@ -125,6 +131,24 @@ def _by_runs(
     if layout.tail:
         outs.append(outs[-1].new_zeros(layout.tail, *outs[-1].shape[1:]))
     return torch.cat(outs).unsqueeze(0)
+
+
+def _read(run: Run, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, layer: int) -> Pair:
+    """What a run reads: stored tokens, rows before it, its own; (n, G, all, D) each."""
+    if run.home is not None:
+        k, v = run.home.put(layer, key[0], value[0])
+        return k[None], v[None]
+    row, length = run.before
+    if not length and not run.stored:
+        return key, value
+
+    def whole(own: Tensor, rows: Tensor, which: int) -> Tensor:
+        parts = [one.layers[layer][which][None] for one in run.stored]
+        parts += [rows[:, :, row : row + length]] if length else []
+        parts = [part.expand(run.n, -1, -1, -1) for part in parts]
+        return torch.cat([*parts, own], dim=2) if run.itself else torch.cat(parts, dim=2)
+
+    return whole(key, keys, 0), whole(value, values, 1)
 
 
 def by_hand(
@@ -171,7 +195,14 @@ def by_hand(
 
 
 def _varlen(
-    layout: Layout, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, causal: bool, window: int | None
+    layout: Layout,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float | None,
+    causal: bool,
+    window: int | None,
+    layer: int,
 ) -> Tensor:
     """Torch's variable-length attention: one kernel for the whole batch (CUDA, bfloat16 or float16).
 
@@ -181,7 +212,13 @@ def _varlen(
 
     q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))  # (T, heads, D)
     key_offsets, longest_key = layout.offsets, max(map(len, layout.segments))
-    if not layout.plain:
+    if any(run.stored or run.home is not None for run in layout.runs):
+        pairs = [pair for run in layout.runs for pair in _each(run, key, value, layer)]
+        k, v = (torch.cat([pair[which].transpose(0, 1) for pair in pairs]) for which in (0, 1))
+        counts = [pair[0].shape[1] for pair in pairs]
+        key_offsets = torch.tensor([0, *accumulate(counts)], dtype=torch.int32, device=k.device)
+        longest_key = max(counts)
+    elif not layout.plain:
         rows, key_offsets, longest_key = layout.keys
         k, v = k[rows], v[rows]
     options: dict[str, Any] = {}
@@ -204,6 +241,14 @@ def _varlen(
     out = varlen_attn(q, k, v, layout.offsets, key_offsets, longest, longest_key, **options)
     assert isinstance(out, Tensor)  # noqa: S101 - a pair only with return_aux
     return out.unsqueeze(0)
+
+
+def _each(run: Run, keys: Tensor, values: Tensor, layer: int) -> list[Pair]:
+    """What each segment of a run reads, (G, all, D)."""
+    rows = slice(run.row, run.row + run.n * run.length)
+    own = [x[0, :, rows].unflatten(1, (run.n, run.length)).transpose(0, 1) for x in (keys, values)]
+    k, v = _read(run, own[0], own[1], keys, values, layer)
+    return list(zip(k, v, strict=True))
 
 
 @lru_cache(maxsize=1)

@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tamis.engine.keyvalues import Home, KeyValues, Pair
 from tamis.engine.sequences import Tokens
 
 
@@ -36,6 +37,9 @@ class Segment:
         sequence: Number of the sequence; -1 for a beginning that several share.
         before: Number of the segment whose tokens it reads besides; -1 for none.
         itself: Whether its tokens read each other.
+        stored: What they read first of all: keys and values of tokens that were run in another pass.
+        home: Where its own keys and values go, and where it reads what stands before it; instead of `stored`.
+        keep: Whether its keys and values are wanted afterwards, in `Layout.kept`.
     """
 
     tokens: Tokens
@@ -44,6 +48,14 @@ class Segment:
     sequence: int
     before: int = -1
     itself: bool = True
+    stored: tuple[KeyValues, ...] = ()
+    home: Home | None = None
+    keep: bool = False
+
+    @property
+    def read(self) -> int:
+        """How many stored tokens it reads."""
+        return len(self.home) if self.home is not None else sum(map(len, self.stored))
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -52,7 +64,8 @@ class Segment:
 class Run(NamedTuple):
     """Neighbours that attention can take as one small batch: `n` segments of `length` rows, from `row` on.
 
-    All of them also read the rows `before` (first row, number of rows), and each its own unless `itself` is False.
+    All of them also read what is `stored`, or at `home`, then the rows `before` (first row, number of rows), and each
+    its own unless `itself` is False.
     """
 
     row: int
@@ -60,6 +73,14 @@ class Run(NamedTuple):
     length: int
     before: tuple[int, int] = (0, 0)
     itself: bool = True
+    stored: tuple[KeyValues, ...] = ()
+    home: Home | None = None
+
+    @property
+    def known(self) -> int:
+        """Tokens that are read besides the own ones."""
+        stored = len(self.home) if self.home is not None else sum(map(len, self.stored))
+        return stored + self.before[1]
 
 
 def segments_of(batch: Sequence[Tokens], *, share: bool = False) -> list[Segment]:
@@ -93,6 +114,7 @@ class Layout:
         lengths: Rows of each sequence, without a beginning that it shares.
         tail: Rows after T that belong to no sequence; attention leaves them at zero, and nobody reads them.
         layer: After which layer the batch leaves the model; None is the last.
+        kept: By segment number, keys (G, n, D) and values of each layer, of the segments that `keep` them.
     """
 
     def __init__(
@@ -110,6 +132,7 @@ class Layout:
                 spans[segment.sequence] = (first, self.edges[number + 1])
         self.spans = [slice(*spans[i]) for i in range(len(spans))]
         self.lengths = [span.stop - span.start for span in self.spans]
+        self.kept: dict[int, list[Pair]] = {n: [] for n, segment in enumerate(self.segments) if segment.keep}
         self._masks: dict[tuple[int, int, int | None, bool, bool], Tensor | None] = {}
 
     @property
@@ -117,24 +140,31 @@ class Layout:
         """T."""
         return self.edges[-1]
 
-    @property
+    @cached_property
     def plain(self) -> bool:
         """Whether every sequence is one segment that reads itself alone, in the batch's order."""
-        return all(segment.before < 0 and segment.sequence == i for i, segment in enumerate(self.segments))
+        return not self.reads_stored and all(s.before < 0 and s.sequence == i for i, s in enumerate(self.segments))
+
+    @cached_property
+    def reads_stored(self) -> bool:
+        """Whether a segment reads what another pass has left, or is to be read by one."""
+        return any(segment.stored or segment.home is not None or segment.keep for segment in self.segments)
 
     @cached_property
     def runs(self) -> list[Run]:
         """Neighbours of equal length that read the same rows besides their own."""
         runs: list[Run] = []
 
-        def kind(number: int) -> tuple[int, int, bool]:
+        def kind(number: int) -> tuple[int, int, bool, tuple[int, ...], int]:
             segment = self.segments[number]
-            return len(segment), segment.before, segment.itself
+            home = 0 if segment.home is None else id(segment.home)
+            return len(segment), segment.before, segment.itself, tuple(map(id, segment.stored)), home
 
-        for (length, before, itself), group in groupby(range(len(self.segments)), kind):
+        for (length, before, itself, *_), group in groupby(range(len(self.segments)), kind):
             numbers = list(group)
             rows = (self.edges[before], len(self.segments[before])) if before >= 0 else (0, 0)
-            runs.append(Run(self.edges[numbers[0]], len(numbers), length, rows, itself))
+            first = self.segments[numbers[0]]
+            runs.append(Run(self.edges[numbers[0]], len(numbers), length, rows, itself, first.stored, first.home))
         return runs
 
     @cached_property
@@ -183,7 +213,7 @@ class Layout:
 
         `width` is exclusive, as transformers hands it over: `|query - key| < width`, and the past only if causal.
         """
-        length, before = run.length, run.before[1]
+        length, before = run.length, run.known
         near = width if width and before + length > width else None
         if near is None and not (causal and run.itself):
             return None

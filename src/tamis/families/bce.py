@@ -15,6 +15,7 @@ FAMILIES = (
         "sigmoid of the logit",
         partial(build, full_windows=False),
         hub_ids=frozenset({"maidalun1020/bce-reranker-base_v1"}),
+        template="<s> query </s></s> passage </s>",
         window="512",
     ),
 )

@@ -65,6 +65,7 @@ FAMILIES = (
         SCORE,
         build_dragon,
         hub_ids=frozenset({*_DRAGON, *_DRAGON.values()}),
+        template="[CLS] query [SEP]; [CLS] passage [SEP]",
         window="512",
     ),
     Family(
@@ -74,6 +75,7 @@ FAMILIES = (
         SCORE,
         build_dpr,
         matches=lambda checkpoint: checkpoint.architecture in _DPR,
+        template="[CLS] query [SEP]; [CLS] passage [SEP]",
         window="512",
     ),
 )

@@ -21,6 +21,7 @@ FAMILIES = (
         build,
         matches=_holds_a_classifier,
         hub_ids=frozenset(f"jinaai/jina-reranker-v1-{size}-en" for size in ("tiny", "turbo")),
+        template="[CLS] query [SEP] passage [SEP]",
         window="8192",
     ),
 )

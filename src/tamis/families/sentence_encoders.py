@@ -174,6 +174,7 @@ FAMILIES = (
         "nomic-embed-text-v1.5 and others of model type nomic_bert; layer-normalised before dim= truncates",
         SCORE,
         partial(build, layer_norm=True),
+        template="the checkpoint's prompts before query and passage",
         matches=lambda checkpoint: is_sentence_transformer(checkpoint) and checkpoint.model_type == "nomic_bert",
     ),
     Family(
@@ -182,6 +183,7 @@ FAMILIES = (
         "any sentence-transformers layout of Transformer, Pooling, Dense, LayerNorm, Normalize",
         SCORE,
         build,
+        template="the checkpoint's prompts before query and passage",
         matches=is_sentence_transformer,
     ),
     Family(
@@ -190,6 +192,7 @@ FAMILIES = (
         'any encoder without a sentence-transformers layout, mean pooling; only with mode="bi-encoder"',
         SCORE,
         build,
+        template="query; passage",
         matches=lambda _: True,
         fallback=True,
     ),

@@ -100,6 +100,7 @@ FAMILIES = (
         "any classification checkpoint with 1 or 2 labels: ms-marco-MiniLM, bge-, gte- and mxbai-rerankers, ...",
         "sigmoid of the logit, or of the difference of two",
         build,
+        template="query and passage as the tokenizer pairs them",
         matches=lambda checkpoint: checkpoint.architecture.endswith("ForSequenceClassification"),
     ),
 )

@@ -87,8 +87,8 @@ _JINA_OPENING = (
 def jina_reranker_v3(query: str, passages: Sequence[str], instruction: str = "") -> str:
     r"""A list of passages in jina-reranker-v3's prompt.
 
-    >>> jina_reranker_v3("q", ["a", "b"]).split("query: q\n")[1][:87]
-    '<passage id="0">\na<|embed_token|>\n</passage>\n<passage id="1">\nb<|embed_token|>\n</passa'
+    >>> jina_reranker_v3("q", ["a"]).split("query: q\n")[1].split("<|im_end|>")[0]
+    '<passage id="0">\na<|embed_token|>\n</passage>\n<query>\nq<|rerank_token|>\n</query>'
     """
     listed = (f'<passage id="{i}">\n{text}{JINA_PASSAGE_MARK}\n</passage>\n' for i, text in enumerate(passages))
     return "".join(

@@ -207,7 +207,7 @@ class ListwiseScorer:
                 f"The query has {len(ids)} tokens or more, and may take {limit}. Shorten it, or load with "
                 'long_documents="truncate".'
             )
-        return self._beginning(text, limit), limit, True
+        return self._tokenizer.beginning(text, limit), limit, True
 
     def _parts(self, passages: Sequence[str], limit: int, first: int) -> Iterator[tuple[int, list[_Part], bool]]:
         """Of each passage its number, what of it stands in the list, and whether that is less than all."""
@@ -222,7 +222,7 @@ class ListwiseScorer:
                     'long_documents="max_window" (all of it, in windows) or "truncate" (its beginning).'
                 )
             elif self._policy == "truncate":
-                yield number, [_Part(self._beginning(text, limit), limit)], True
+                yield number, [_Part(self._tokenizer.beginning(text, limit), limit)], True
             else:
                 yield number, list(self._windows(text, limit)), False
 
@@ -231,10 +231,6 @@ class ListwiseScorer:
         for part in windows(len(places), limit):
             start, end = int(places[part.start, 0]), int(places[part.stop - 1, 1])
             yield _Part(text[start:end], part.stop - part.start, (start, end))
-
-    def _beginning(self, text: str, limit: int) -> str:
-        """The characters of the first `limit` tokens of a text that has more; of a character in pieces, none."""
-        return text[: int(self._tokenizer.offsets(text)[limit, 0])]
 
     def _plain(self, text: str) -> str:
         text = self._tokenizer.plain(text)
