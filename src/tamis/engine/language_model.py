@@ -8,9 +8,10 @@ continues a sequence that is being written by one token, or, the first time, by 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,9 @@ class Writing:
         more: Called with each token as it is chosen, on the device's thread; False ends the text.
         choose: From the logits (V,) to a token; None takes the likeliest.
         room: How many tokens it may become.
+        number: No other text of this process has it.
+        home: Its keys and values; made by its first step.
+        reused: Tokens of its prompt that were not run again.
     """
 
     system: int
@@ -70,6 +74,7 @@ class Writing:
     choose: Callable[[Tensor], int] | None = None
     room: int = 0
     tokens: list[int] = field(default_factory=list)
+    number: int = field(default_factory=count(1).__next__)
     home: Home | None = None
     reused: int = 0
 
@@ -82,7 +87,7 @@ class Step(Tokens):
 
     def kind(self) -> bytes:
         """See `Tokens.kind`: no two texts are one, and a step is taken once."""
-        return b"step %d %d" % (id(self.writing), len(self.writing.tokens))
+        return b"step %d %d" % (self.writing.number, len(self.writing.tokens))
 
     def after(self, row: Row) -> Step | None:
         """The next step, or None if the text has ended."""
@@ -118,8 +123,8 @@ class LanguageModel:
         self.asked = 0  # tokens of all sequences
         self.computed = 0  # of them, those that were run
         self._head = model.get_output_embeddings()
-        self._labels = list(labels)
-        self._rows = self._head.weight[self._labels].float()  # (k, d)
+        self._weight = self._head.weight
+        self.set_labels(labels)
         self._scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
         self._cap = getattr(config, "final_logit_softcapping", None)
         self._systems: dict[bytes, KeyValues] = {}
@@ -146,6 +151,15 @@ class LanguageModel:
         self.computed += layout.rows
         return self._read(batch, hidden, layout)
 
+    def set_labels(self, labels: Sequence[int]) -> None:
+        """Chooses the rows of the vocabulary that ranking reads."""
+        self._labels = list(labels)
+        self._rows = self._weight[self._labels].float()  # (k, d)
+
+    def stats(self) -> Mapping[str, Any]:
+        """Tokens asked for and computed since the load, and the passages'."""
+        return {"tokens_asked": self.asked, "tokens_computed": self.computed, **self.passages.stats()}
+
     def logits(self, tokens: Tokens) -> Tensor:
         """All logits (V,) after one plain sequence, float32: for probes at load."""
         hidden, layout = self._through([Segment(tokens, 0, len(tokens), 0)])
@@ -158,15 +172,12 @@ class LanguageModel:
             writing.reused = sum(map(len, begun))
             writing.home = Home(begun, len(tokens) - writing.reused + writing.room)
         done = len(writing.home)
-        start = done if len(tokens) > done else done - (len(tokens) - 1)
-        whole = Tokens(tokens.ids) if len(tokens) > 1 else tokens
-        if len(tokens) > 1:  # the prompt: what is known of it already is not run
-            return Segment(whole, done, len(tokens), number, home=writing.home)
-        return Segment(_At(tokens.ids, start), done, done + 1, number, home=writing.home)
+        offset = done if writing.tokens else 0  # a prompt brings what is known of it already, and that is not run
+        return Segment(tokens, done, offset + len(tokens), number, home=writing.home, offset=offset)
 
     def _known(self, tokens: Tokens, writing: Writing) -> tuple[KeyValues, ...]:
         """The system text, and the passage at the prompt's beginning if it was kept; one token is left to run."""
-        known = (self._system(tokens.ids[: writing.system]),)
+        known: tuple[KeyValues, ...] = (self._system(tokens.ids[: writing.system]),)
         if writing.system < writing.beginning < len(tokens):
             kept = self.passages.get(key_of(tokens.ids[: writing.beginning]))
             known += () if kept is None else (kept,)
@@ -235,14 +246,9 @@ class LanguageModel:
         """Drops the model and what was kept, and gives CUDA's cached memory back."""
         self.passages.clear()
         self._systems.clear()
-        del self.backbone, self._head
+        del self.backbone, self._head, self._weight
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _At(Tokens):
-    pass
 
 
 def key_of(ids: Any) -> bytes:
