@@ -62,6 +62,11 @@ class ByteLRU(Generic[T]):
             assert self._evicted is not None  # noqa: S101 - asked in the line above
             self._evicted(oldest, old)
 
+    def items(self) -> list[tuple[Hashable, T]]:
+        """Keys and values, the oldest first; none of them is newer for it."""
+        with self._lock:
+            return [(key, value) for key, (value, _) in self._values.items()]
+
     def clear(self) -> None:
         """Forgets everything."""
         with self._lock:

@@ -172,6 +172,14 @@ class Reranker:
         """As `score`, from any event loop, without blocking it."""
         return await self._await(self._scores(query, passages), timeout)
 
+    def signature(self, query: str) -> str | None:
+        """A digest of all that scores for a query depend on besides the passages: equal ones rank alike.
+
+        None in modes that do not say; so far it is "rankrag" that does.
+        """
+        make: Callable[[str], str] | None = getattr(self._scorer, "signature", None)
+        return None if make is None else make(query)
+
     def stats(self) -> Mapping[str, Any]:
         """Numbers to graph: this reranker's requests and latencies in seconds, and its engine's counters."""
         with self._lock:

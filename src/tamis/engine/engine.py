@@ -239,7 +239,11 @@ class Engine:
 
     def give(self, work: Work[Sent], row: Row) -> None:
         """A row is done: everybody who asked for it gets it, unless it leads to another first."""
-        following = work.payload.tokens.after(row)
+        try:
+            following = work.payload.tokens.after(row)
+        except Exception as error:  # noqa: BLE001 - it belongs to whoever reads the rows, and the device lives on
+            self.fail([work], error)
+            return
         with self._wake:
             self._pending.pop(work.payload.key, None)
             if following is not None:

@@ -100,8 +100,8 @@ class Step(Tokens):
 class LanguageModel:
     """A `Runner` for ranking and writing with one causal model.
 
-    Rows: of a `Ranked` sequence the logits of `labels` and the logarithm of the sum over the vocabulary (float32,
-    len(labels) + 1); of a `Step` the tokens written so far.
+    Rows: of a `Ranked` sequence the logits of `labels`, and the logarithm of the sum over the vocabulary without the
+    first of them (float32, len(labels) + 1); of a `Step` the tokens written so far.
 
     Args:
         model: A transformers `...ForCausalLM` on its device.
@@ -144,10 +144,12 @@ class LanguageModel:
                 segments.append(self._step(tokens, number))
             elif isinstance(tokens, Ranked):
                 self._ranked(tokens, number, segments, wanted)
+        self.asked += sum(map(len, batch))
+        if not segments:  # nothing but passages that are kept already, to be warmed
+            return [np.zeros(1, np.float32) for _ in batch]
         hidden, layout = self._through(segments)
         for key, place in wanted.items():
             self.passages.put(key, KeyValues(layout.kept[place], len(segments[place])))
-        self.asked += sum(map(len, batch))
         self.computed += layout.rows
         return self._read(batch, hidden, layout)
 
@@ -177,7 +179,7 @@ class LanguageModel:
 
     def _known(self, tokens: Tokens, writing: Writing) -> tuple[KeyValues, ...]:
         """The system text, and the passage at the prompt's beginning if it was kept; one token is left to run."""
-        known: tuple[KeyValues, ...] = (self._system(tokens.ids[: writing.system]),)
+        known = self._system(tokens.ids[: writing.system])
         if writing.system < writing.beginning < len(tokens):
             kept = self.passages.get(key_of(tokens.ids[: writing.beginning]))
             known += () if kept is None else (kept,)
@@ -187,22 +189,22 @@ class LanguageModel:
         system = self._system(tokens.ids[: tokens.system])
         key = key_of(tokens.ids[: tokens.end])
         kept = self.passages.get(key) if key not in wanted else None
-        if kept is None and key not in wanted:
+        if kept is None and key not in wanted and tokens.end > tokens.system:
             wanted[key] = len(segments)
-            segments.append(Segment(tokens, tokens.system, tokens.end, -1, stored=(system,), keep=True))
+            segments.append(Segment(tokens, tokens.system, tokens.end, -1, stored=system, keep=True))
         if not isinstance(tokens, Warmed):
-            before = -1 if kept is not None else wanted[key]
-            stored = (system,) if kept is None else (system, kept)
+            before = -1 if kept is not None else wanted.get(key, -1)
+            stored = system if kept is None else (*system, kept)
             segments.append(Segment(tokens, tokens.end, len(tokens), number, before, stored=stored))
 
-    def _system(self, ids: Any) -> KeyValues:
-        """The system text's keys and values, which are kept for ever: there are few of them."""
+    def _system(self, ids: Any) -> tuple[KeyValues, ...]:
+        """The system text's keys and values, which are kept for ever: there are few of them. None of no text."""
         key = ids.tobytes()
-        if key not in self._systems:
+        if len(ids) and key not in self._systems:
             tokens = Tokens(ids)
             _, layout = self._through([Segment(tokens, 0, len(ids), 0, keep=True)])
             self._systems[key] = KeyValues(layout.kept[0], len(ids))
-        return self._systems[key]
+        return (self._systems[key],) if len(ids) else ()
 
     def _through(self, segments: list[Segment]) -> tuple[Tensor, Layout]:
         rounded = self.backbone.device.type == "cpu"
@@ -210,28 +212,40 @@ class LanguageModel:
         return self.backbone.through(layout), layout
 
     def _read(self, batch: Sequence[Tokens], hidden: Tensor, layout: Layout) -> Outputs:
-        ends = {s.sequence: layout.edges[n + 1] - 1 for n, s in enumerate(layout.segments) if s.sequence >= 0}
-        rows: dict[int, Row] = {i: np.zeros(1, np.float32) for i in range(len(batch)) if i not in ends}
-        if ends:
-            last = hidden[torch.tensor(list(ends.values()), device=hidden.device)]  # (B, d)
+        own = {segment.sequence: n for n, segment in enumerate(layout.segments) if segment.sequence >= 0}
+        rows: dict[int, Row] = {i: np.zeros(1, np.float32) for i in range(len(batch)) if i not in own}
+        if own:
+            ends = [layout.edges[n + 1] - 1 for n in own.values()]
+            last = hidden[torch.tensor(ends, device=hidden.device)]  # (B, d)
             logits = self._vocabulary(last)
             labels = self._bounded(last.float() @ self._rows.T)
             logits[:, self._labels] = labels
+            chosen = self._chosen([batch[number] for number in own], logits)
+            logits[:, self._labels[0]] = -torch.inf
             ranked = to_numpy(torch.cat([labels, logits.logsumexp(1, keepdim=True)], dim=1))
-            likeliest = logits.argmax(1).tolist()
-            for place, number in enumerate(ends):
+            for place, (number, segment) in enumerate(own.items()):
                 tokens = batch[number]
                 if isinstance(tokens, Step):
-                    rows[number] = self._written(tokens.writing, logits[place], likeliest[place], layout, number)
+                    rows[number] = self._written(tokens.writing, chosen[place], len(layout.segments[segment]))
                 else:
                     rows[number] = ranked[place]
         return [rows[i] for i in range(len(batch))]
 
-    def _written(self, writing: Writing, logits: Tensor, likeliest: int, layout: Layout, number: int) -> Row:
+    def _chosen(self, batch: Sequence[Tokens], logits: Tensor) -> dict[int, int]:
+        """Of each text the next token. All of them before any text grows: if this fails, the batch is run again."""
+        writings = {place: tokens.writing for place, tokens in enumerate(batch) if isinstance(tokens, Step)}
+        if not writings:
+            return {}
+        likeliest = logits.argmax(1).tolist()
+        return {
+            place: likeliest[place] if writing.choose is None else writing.choose(logits[place])
+            for place, writing in writings.items()
+        }
+
+    def _written(self, writing: Writing, token: int, read: int) -> Row:
         assert writing.home is not None  # noqa: S101 - `_step` made it
-        segment = next(segment for segment in layout.segments if segment.sequence == number)
-        writing.home.moved_in(len(segment))
-        writing.tokens.append(likeliest if writing.choose is None else writing.choose(logits))
+        writing.home.moved_in(read)
+        writing.tokens.append(token)
         return np.array(writing.tokens, np.float32)
 
     def _vocabulary(self, last: Tensor) -> Tensor:

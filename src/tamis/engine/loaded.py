@@ -91,6 +91,11 @@ class Lease:
         tenant = current() or self._own or Tenant("")
         return Session(self.loaded.engine, Job(tenant.name, tenant.weight), self.loaded.engine.admit(wait=self._wait))
 
+    @property
+    def key(self) -> Hashable:
+        """What the checkpoint and its settings are told apart by."""
+        return self._key
+
     def close(self) -> None:
         """Gives the share back; the last one frees the model."""
         if self._dropped.detach():

@@ -8,22 +8,31 @@ that goes while a batch reads it lives until that batch is done.
 from __future__ import annotations
 
 import logging
+import os
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol
+from zlib import crc32
 
 import torch
 
-from tamis.cache import ByteLRU
+from tamis.cache import ENTRY_BYTES, ByteLRU
 from tamis.engine.keyvalues import KeyValues
 
 logger = logging.getLogger(__name__)
 
 
 class Tier(Protocol):
-    """Where entries go that the device has no room for."""
+    """Where entries go that the device has no room for.
+
+    Attributes:
+        lasts: Whether they outlive this process.
+    """
+
+    lasts: bool
 
     def put(self, key: bytes, value: KeyValues) -> None:
         """Keeps an entry, at the cost of the oldest."""
@@ -68,16 +77,18 @@ class PassageCache:
 
     def put(self, key: bytes, value: KeyValues) -> None:
         """Keeps an entry; one that is larger than the whole tier goes to the next."""
-        if value.nbytes > self._near.limit:
+        if value.nbytes + ENTRY_BYTES > self._near.limit:
             self._leaves(key, value)
         else:
             self._near.put(key, value, value.nbytes)
 
     def clear(self) -> None:
-        """Forgets everything."""
-        self._near.clear()
+        """Forgets everything; what is on the device goes to the second tier first, if that outlives this process."""
         if self._behind is not None:
+            for key, value in self._near.items() if self._behind.lasts else ():
+                self._leaves(key, value)
             self._behind.clear()
+        self._near.clear()
 
     def stats(self) -> Mapping[str, int]:
         """Hits, misses and bytes."""
@@ -101,12 +112,14 @@ class HostMemory:
         limit: Bytes.
     """
 
+    lasts = False
+
     def __init__(self, limit: int) -> None:
         self._kept: ByteLRU[KeyValues] = ByteLRU(limit)
 
     def put(self, key: bytes, value: KeyValues) -> None:
         """Keeps a copy."""
-        if value.nbytes <= self._kept.limit:
+        if value.nbytes + ENTRY_BYTES <= self._kept.limit:
             self._kept.put(key, value.to(torch.device("cpu"), pinned=torch.cuda.is_available()), value.nbytes)
 
     def get(self, key: bytes) -> KeyValues | None:
@@ -124,71 +137,96 @@ class HostMemory:
 
 
 class Disk:
-    """A second tier in a folder: a safetensors file for each passage, which later processes find again.
+    """A second tier in a folder: a safetensors file with a checksum for each passage, which later processes find again.
 
     Args:
-        folder: Made if it is not there. Several models may share it.
+        folder: Made if it is not there. Several models, and several processes, may share it.
         limit: Bytes of this model's files.
         model: Tells models, adapters and dtypes apart.
     """
+
+    lasts = True
 
     def __init__(self, folder: Path, limit: int, model: str) -> None:
         self._folder = folder / blake2b(model.encode(), digest_size=12).hexdigest()
         self._folder.mkdir(parents=True, exist_ok=True)
         self._limit = limit
-        files = sorted(self._folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
-        self._sizes = OrderedDict((path.stem, path.stat().st_size) for path in files)  # the oldest first
+        found: list[tuple[int, str, int]] = []
+        for path in self._folder.glob("*.safetensors"):
+            with suppress(FileNotFoundError):  # another process has just removed it
+                found.append((path.stat().st_mtime_ns, path.stem, path.stat().st_size))
+        self._sizes = OrderedDict((name, size) for _, name, size in sorted(found))  # the oldest first
+        self._size = sum(self._sizes.values())
         self._shrink()
 
     @property
     def size(self) -> int:
         """Bytes."""
-        return sum(self._sizes.values())
+        return self._size
 
     def put(self, key: bytes, value: KeyValues) -> None:
-        """Writes a file, whole or not at all; a full disk keeps nothing, and says so once a time."""
+        """Writes a file, whole or not at all; a full disk keeps nothing, and a warning in the log says so."""
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         name = key.hex()
         if name in self._sizes or value.nbytes > self._limit:
             return
         tensors = {f"{kind}{i}": x for i, pair in enumerate(value.layers) for kind, x in zip("kv", pair, strict=True)}
-        path, part = self._path(name), self._folder / f"{name}.part"
+        tensors = {which: x.contiguous().cpu() for which, x in tensors.items()}
+        path, part = self._path(name), self._folder / f"{name}.{os.getpid()}.part"
         try:
-            save_file({which: x.contiguous().cpu() for which, x in tensors.items()}, part)
+            save_file(tensors, part, {"crc": _checksum(tensors)})
             part.replace(path)
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            logger.warning("A passage could not be kept in %s: %s", self._folder, error.strerror)
+            self._sizes[name] = size = path.stat().st_size
+        except (OSError, SafetensorError) as error:
+            logger.warning("A passage could not be kept in %s: %s", self._folder, error)
             return
-        self._sizes[name] = path.stat().st_size
+        finally:
+            part.unlink(missing_ok=True)
+        self._size += size
         self._shrink()
 
     def get(self, key: bytes) -> KeyValues | None:
         """The entry, if its file is there and whole."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors import SafetensorError, safe_open
 
         name = key.hex()
         if name not in self._sizes:
             return None
         try:
-            tensors = load_file(self._path(name))
-            layers = [(tensors[f"k{i}"], tensors[f"v{i}"]) for i in range(len(tensors) // 2)]
-        except (OSError, SafetensorError, KeyError):
-            self._sizes.pop(name, None)
-            self._path(name).unlink(missing_ok=True)
+            with safe_open(self._path(name), framework="pt") as file:
+                tensors = {which: file.get_tensor(which) for which in file.keys()}  # noqa: SIM118 - it is no mapping
+                whole = (file.metadata() or {}).get("crc") == _checksum(tensors)
+        except (OSError, SafetensorError):
+            whole = False
+        if not whole:
+            self._remove(name)
             return None
         self._sizes.move_to_end(name)
+        layers = [(tensors[f"k{i}"], tensors[f"v{i}"]) for i in range(len(tensors) // 2)]
         return KeyValues(layers, layers[0][0].shape[1])
 
     def clear(self) -> None:
         """Files stay for the next process."""
 
     def _shrink(self) -> None:
-        while self._sizes and self.size > self._limit:
-            name, _ = self._sizes.popitem(last=False)
-            self._path(name).unlink(missing_ok=True)
+        while self._sizes and self._size > self._limit:
+            self._remove(next(iter(self._sizes)))
+
+    def _remove(self, name: str) -> None:
+        self._size -= self._sizes.pop(name)
+        self._path(name).unlink(missing_ok=True)
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.safetensors"
+
+
+def _checksum(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Of names, shapes and bytes: safetensors itself notices a file that is cut off, and no changed byte."""
+    total = 0
+    for name in sorted(tensors):
+        x = tensors[name].contiguous()
+        total = crc32(f"{name} {tuple(x.shape)} {x.dtype}".encode(), total)
+        total = crc32(x.flatten().view(torch.uint8).numpy().data, total)
+    return f"{total:08x}"

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from tamis.types import Hit, Ranking
 
+BROKEN = "\ufffd"  # what a decoder makes of a part of a character
+
 
 @dataclass(frozen=True, slots=True)
 class AnswerUsage:
@@ -70,20 +72,23 @@ class Answer:
 
 
 class Piece(str):
-    """A piece of an answer's text. The last one of a stream is empty and carries the answer.
+    """A piece of an answer's text. The first of a stream is empty and carries the contexts, the last the answer.
 
     Attributes:
         answer: The whole, on the last piece; None before.
+        contexts: The hits that the answer is written from, on the first piece, as soon as they are known; else None.
     """
 
-    __slots__ = ("answer",)
+    __slots__ = ("answer", "contexts")
 
     answer: Answer | None
+    contexts: Sequence[Hit] | None
 
-    def __new__(cls, text: str, answer: Answer | None = None) -> Piece:
+    def __new__(cls, text: str, answer: Answer | None = None, contexts: Sequence[Hit] | None = None) -> Piece:
         """See the class."""
         piece = super().__new__(cls, text)
         piece.answer = answer
+        piece.contexts = None if contexts is None else tuple(contexts)
         return piece
 
 
@@ -120,7 +125,7 @@ class Growing:
         """Takes a token; False if the text has ended."""
         self.written += 1
         if token in self._ends:
-            self._shown(self._decode(self.tokens))
+            self._shown(self._decode(self.tokens).rstrip(BROKEN))
             return False
         self.tokens.append(token)
         whole = self._decode(self.tokens)
@@ -129,21 +134,22 @@ class Growing:
             self._shown(whole[:at])
             return False
         if self.written >= self._limit:
-            self._shown(whole)
+            self._shown(whole.rstrip(BROKEN))
             return False
         self._shown(whole[: len(whole) - self._held(whole)])
         return True
 
     def _held(self, whole: str) -> int:
         """Characters at the end that wait: a part of a character, or of a string that may become an end."""
-        broken = len(whole) - len(whole.rstrip("\ufffd"))
+        broken = len(whole) - len(whole.rstrip(BROKEN))
         kept = whole[: len(whole) - broken]
         begun = max((n for end in self._stop for n in range(1, len(end)) if kept.endswith(end[:n])), default=0)
         return broken + begun
 
     def _shown(self, text: str) -> None:
         if len(text) > len(self.text):
-            piece, self.text = text[len(self.text) :], text
+            piece = text[len(self.text) :]
+            self.text += piece
             self._show(piece)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -56,6 +57,8 @@ class RankRAGOptions:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise InvalidInput(f"{name}={value!r}; pass a number of bytes, 0 for none.")
+        if self.host_bytes and self.passage_dir is not None:
+            raise InvalidInput("What leaves the device goes to host_bytes= or to passage_dir=; pass one of them.")
         (self.wording or PAPER).task(self.task)
 
 
@@ -96,7 +99,7 @@ def load_rankrag(
             latter where there is one.
         wording: Instead of both; see `tamis.rankrag.prompts.Wording`.
         relevance: "probability" is the paper's p(True) over the whole vocabulary, "margin" True less False.
-        task: Whose ranking prompt `rank` uses: "short", "full", "claim" or "conversation".
+        task: Whose prompts are used where a call names no task: "short", "full", "claim" or "conversation".
         num_layers: As in `tamis.load`, and so are those that follow.
         device: One device.
         dtype: "float32", "bfloat16", "float16" or "auto".
@@ -107,7 +110,8 @@ def load_rankrag(
         trust_remote_code: Run Python code that the checkpoint brings along.
         passage_bytes: How much of the device's memory passages' keys and values may take between calls.
         host_bytes: How much pinned memory of the host may take what leaves a GPU.
-        passage_dir: A folder for what leaves them; later processes find it again.
+        passage_dir: A folder for what leaves them, and at the last `close` for all of it; later processes find it
+            again.
         disk_bytes: How much of it.
         weight: This object's own share of the device.
         overload: "error" or "wait", where the queue is full.
@@ -241,8 +245,14 @@ def _load(
         model = _merged(model, adapter, checkpoint.name)
     behind: Tier | None = None
     if more.passage_dir is not None:
-        name = repr((checkpoint.fingerprint(), None if adapter is None else adapter.fingerprint(), str(dtype)))
-        behind = Disk(Path(more.passage_dir).expanduser(), more.disk_bytes, name)
+        tuned = None if adapter is None else adapter.fingerprint()
+        name = repr((checkpoint.fingerprint(), tuned, str(dtype), options.num_layers))
+        try:
+            behind = Disk(Path(more.passage_dir).expanduser(), more.disk_bytes, name)
+        except OSError as error:
+            raise InvalidInput(
+                f"passage_dir={more.passage_dir!r} is no folder to write in: {error.strerror}."
+            ) from error
     elif more.host_bytes:
         behind = HostMemory(more.host_bytes)
     passages = PassageCache(more.passage_bytes, devices[0], behind)
@@ -296,8 +306,9 @@ def _likeliest(runner: Any, prompts: Tokenised, forms: list[tuple[int, int]]) ->
     from tamis.engine.sequences import Tokens
 
     mass = np.zeros(len(forms))
+    task = next(iter(prompts.wording.tasks))
     for question, passage in _PROBES:
-        parts = [prompts.system, prompts.ranked([passage])[0], prompts.asking(question, "short", ())]
+        parts = [prompts.system, prompts.ranked([passage])[0], prompts.asking(question, task, ())]
         p = runner.logits(Tokens(np.concatenate(parts))).softmax(0)
         mass += [float(p[list(form)].sum()) for form in forms]
     return forms[int(np.argmax(mass))]
@@ -311,24 +322,59 @@ def _ends(model: Any, tokenizer: Any) -> tuple[int, ...]:
 
 
 def _adapter(name: str) -> Checkpoint:
+    if find_spec("peft") is None:
+        raise MissingExtra('adapter= needs PEFT: pip install "tamis[peft]".')
     adapter = Checkpoint.find(name)
-    if read_json(adapter.root / "adapter_config.json") is None:
-        raise ModelNotFound(f"{name} holds no adapter_config.json, so that it is no PEFT adapter.")
+    config = read_json(adapter.root / "adapter_config.json")
+    if not isinstance(config, dict) or "peft_type" not in config:
+        raise ModelNotFound(f"{name} holds no adapter_config.json with a peft_type, so that it is no PEFT adapter.")
     check_safetensors(adapter.root, name)
     return adapter
 
 
 def _merged(model: Any, adapter: Checkpoint, base: str) -> Any:
-    try:
-        from peft import PeftModel
-    except ImportError as error:
-        raise MissingExtra('adapter= needs PEFT: pip install "tamis[peft]".') from error
+    """The model with the adapter's changes in its own weights.
+
+    Raises:
+        InvalidInput: The adapter belongs to another model, or is of a kind that weights cannot take in.
+    """
+    from peft import PeftModel
+
+    from tamis.transformer import quiet
+
     config = read_json(adapter.root / "adapter_config.json")
+    made_for = config.get("base_model_name_or_path") or "another model"
     try:
-        tuned = PeftModel.from_pretrained(model, str(adapter.root), torch_device=str(model.device))
-    except (RuntimeError, ValueError, KeyError) as error:
+        with quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of weights that are missing: `_differences` tells
+            tuned = PeftModel.from_pretrained(model, str(adapter.root), torch_device=str(model.device))
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        lines = [line.strip() for line in str(error).strip().splitlines() if not line.startswith("Error(s) in")]
         raise InvalidInput(
-            f"The adapter {adapter.name} does not fit {base}: it was made for "
-            f"{config.get('base_model_name_or_path') or 'another model'} ({str(error).strip().splitlines()[0][:200]})."
+            f"The adapter {adapter.name} does not fit {base}: it was made for {made_for} ({lines[0][:200]})."
         ) from error
-    return tuned.merge_and_unload().eval().requires_grad_(False)
+    strange, lacking = _differences(tuned, adapter)
+    if strange or lacking:
+        what = f"it changes {min(strange)}, which is not there" if strange else f"it lacks {min(lacking)}"
+        raise InvalidInput(f"The adapter {adapter.name} does not fit {base}: it was made for {made_for} ({what}).")
+    try:
+        return tuned.merge_and_unload().eval().requires_grad_(False)
+    except (AttributeError, NotImplementedError, ValueError) as error:
+        raise InvalidInput(
+            f"The adapter {adapter.name} is a {config['peft_type']}, which cannot be merged into weights: {error}"
+        ) from error
+
+
+def _differences(tuned: Any, adapter: Checkpoint) -> tuple[set[str], set[str]]:
+    """Weights of the adapter that found no place, and places that found no weights: PEFT passes over both."""
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    saved: set[str] = set()
+    for path in adapter.root.glob("adapter_model*.safetensors"):
+        with safe_open(path, framework="np") as file:
+            saved |= set(file.keys())
+    places = set(get_peft_model_state_dict(tuned, save_embedding_layers=False))
+    # Embeddings may be saved along whole, when the vocabulary was enlarged: PEFT puts them into the base model.
+    strange = {key for key in saved - places if "embed_tokens" not in key and "lm_head" not in key}
+    return strange, places - saved

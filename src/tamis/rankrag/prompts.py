@@ -25,9 +25,11 @@ SYSTEM = (
     "when the answer cannot be found in the context."
 )
 NOT_FOUND = (
-    r"(can ?not|can't|could not|couldn't|is not|isn't|are not|not) (be )?"
-    r"(found|mentioned|provided|stated|given|answered)"
-    r"|no (answer|information)|do(es)? not (contain|mention|provide|state|know)|don't know|unanswerable|unknown"
+    r"\b(not|cannot|(ca|could|is|are|was)n['\u2019]t) (be )?"
+    r"(found|mentioned|provided|stated|specified|given|answered|determined)\b"
+    r"|\bno (answer|information)\b|\b(not enough|insufficient) (context|information)\b"
+    r"|\b(do(es)? not|do(es)?n['\u2019]t) (contain|mention|provide|specify|state|know)\b"
+    r"|\bunanswerable\b|^\W*unknown\W*$"
 )
 """What an answer says when the context does not hold it; case-insensitive."""
 
@@ -231,10 +233,11 @@ class Tokenised:
         """Each passage as it is ranked."""
         return self._tokenizer.encode([_fill(self.wording.ranked, passage=text) for text in self.texts(passages)])
 
-    def numbered(self, passages: Sequence[str]) -> list[Ids]:
-        """Each passage as it is answered from."""
+    def numbered(self, passages: Sequence[str], first: int = 1) -> list[Ids]:
+        """Each passage as it is answered from; the first one's number is `first`."""
         filled = [
-            _fill(self.wording.numbered, passage=text, number=str(i)) for i, text in enumerate(self.texts(passages), 1)
+            _fill(self.wording.numbered, passage=text, number=str(i))
+            for i, text in enumerate(self.texts(passages), first)
         ]
         return self._tokenizer.encode(filled)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from hashlib import blake2b
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -28,16 +29,19 @@ Relevance: TypeAlias = Literal["probability", "margin"]
 def log_odds(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     """The logit of p(True) under the softmax over the whole vocabulary: its sigmoid is the paper's relevance.
 
-    Args:
-        rows: Logits of True and False, and the logarithm of the sum over the vocabulary, (n, 3).
+    `log p - log(1 - p)` is True's logit less the logarithm of the sum over all others, which tells apart what is
+    certain too: of a model that is sure of two passages, p(True) rounds to 1 for both.
 
-    >>> row = [2.0, 1.0, np.log(np.exp(2.0) + np.exp(1.0) + np.exp(0.0))]  # three words
-    >>> float(np.round(1 / (1 + np.exp(-log_odds(np.array([row]))[0])), 4)), round(np.exp(2.0 - row[2]), 4)
+    Args:
+        rows: Logits of True and False, and the logarithm of the sum over the vocabulary without True, (n, 3).
+
+    >>> true, false, other = 2.0, 1.0, 0.0  # a vocabulary of three words
+    >>> row = [true, false, np.log(np.exp(false) + np.exp(other))]
+    >>> p = np.exp(true) / np.exp([true, false, other]).sum()
+    >>> round(sigmoid(log_odds(np.array([row]))[0]), 4), round(float(p), 4)
     (0.6652, 0.6652)
     """
-    p = np.minimum(rows[:, 0] - rows[:, 2], -1e-12)  # log p(True), below 0 whatever rounding says
-    out: NDArray[np.float64] = p - np.log(-np.expm1(p))
-    return out
+    return rows[:, 0] - rows[:, 2]
 
 
 def margin(rows: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -79,18 +83,26 @@ class RankRAGScorer:
         self.prompts = prompts
         self.lease = lease
         self.max_length = max_length
-        self._task = task
+        self.task = task
         self._read = log_odds if relevance == "probability" else margin
         self._policy: LongDocuments = long_documents
         self.count_tokens: TokenCounter | None = lease.loaded.tokenizer.count
 
+    def signature(self, query: str, task: str | None = None, history: Sequence[Turn] = ()) -> str:
+        """A digest of all that scores depend on besides the passages: model, settings and the rest of the prompt."""
+        asking = self.prompts.wording.asking(query, task or self.task, history)
+        about = (self.lease.key, self.max_length, self._policy, self._read.__name__, asking)
+        return blake2b(repr(about).encode(), digest_size=16).hexdigest()
+
     def steps(self, query: str, passages: Sequence[str]) -> Steps[Scores]:
         """As `ranking`, for the task that was chosen and no history."""
-        return self.ranking(query, passages, self._task, ())
+        return self.ranking(query, passages, None, ())
 
-    def ranking(self, question: str, passages: Sequence[str], task: str, history: Sequence[Turn]) -> Steps[Scores]:
-        """One sequence for each passage, or for each of its windows."""
-        asked = self.prompts.asking(question, task, history)
+    def ranking(
+        self, question: str, passages: Sequence[str], task: str | None, history: Sequence[Turn]
+    ) -> Steps[Scores]:
+        """One sequence for each passage, or for each of its windows; `task` is the one that was chosen if None."""
+        asked = self.prompts.asking(question, task or self.task, history)
         room = self._room(len(asked))
         answers: list[Future[Outputs]] = []
         owners: list[int] = []
