@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tamis import load
 from tamis.cli.output import one_line, say, show, status, write_json
@@ -16,6 +16,9 @@ from tamis.inputs import Cut, check_query
 from tamis.long_documents import POLICIES
 from tamis.options import DTYPES, MODES
 from tamis.types import Hit, Passage, Ranking
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 WIDEST_PLACE = 26  # columns for where a passage stands, so that in 80 there is room for its text
 LIMITS = ("top_n", "min_score", "max_tokens")

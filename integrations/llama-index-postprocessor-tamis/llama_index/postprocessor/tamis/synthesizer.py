@@ -332,9 +332,8 @@ class _Asked:
 
 def _model(rag: RankRAG | None, llm: RankRAGLLM | None, task: str | None, load: Mapping[str, Any]) -> RankRAGLLM:
     if llm is None:
-        chosen: dict[str, Any] = (
-            {} if task is None or rag is not None else {"task": task}
-        )  # a wording's own, of which rag knows
+        own = task is None or rag is not None  # a wording may have tasks of its own, which rag knows
+        chosen: dict[str, Any] = {} if own else {"task": task}
         return RankRAGLLM(rag=rag, **chosen, **load)
     if not isinstance(llm, RankRAGLLM):
         raise tamis.InvalidInput(f"llm= is a {type(llm).__name__}; a RankRAG model ranks too: pass a RankRAGLLM.")
