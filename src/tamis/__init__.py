@@ -28,6 +28,8 @@ from tamis.errors import (
 )
 from tamis.families import Family, list_families, register
 from tamis.loading import load
+from tamis.rankrag.answers import Answer
+from tamis.rankrag.loading import load_rankrag
 from tamis.reranker import Reranker
 from tamis.tenants import tenant
 from tamis.types import Hit, Passage, Ranking, Usage
@@ -35,6 +37,7 @@ from tamis.types import Hit, Passage, Ranking, Usage
 __version__ = "0.1.0"
 
 __all__ = [
+    "Answer",
     "Closed",
     "CorruptCheckpoint",
     "DeadlineExceeded",
@@ -61,6 +64,7 @@ __all__ = [
     "__version__",
     "list_families",
     "load",
+    "load_rankrag",
     "register",
     "tenant",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any, Generic, TypeVar
 from weakref import WeakSet
 
@@ -22,8 +22,9 @@ class ByteLRU(Generic[T]):
     (None, 'B')
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, *, evicted: Callable[[Hashable, T], None] | None = None) -> None:
         self.limit = limit
+        self._evicted = evicted  # called with what had to make room
         self.size = 0
         self.hits = 0
         self.misses = 0
@@ -45,15 +46,32 @@ class ByteLRU(Generic[T]):
     def put(self, key: Hashable, value: T, size: int) -> None:
         """Keeps a value of `size` bytes, at the cost of the oldest; one above the limit is not kept."""
         size += ENTRY_BYTES
+        gone: list[tuple[Hashable, T]] = []
         with self._lock:
             if key in self._values:
                 self.size -= self._values.pop(key)[1]
             if size > self.limit:
                 return
+            while self.size + size > self.limit:
+                oldest, (old, freed) = self._values.popitem(last=False)
+                self.size -= freed
+                gone.append((oldest, old))
             self._values[key] = (value, size)
             self.size += size
-            while self.size > self.limit:
-                self.size -= self._values.popitem(last=False)[1][1]
+        for oldest, old in gone if self._evicted else ():
+            assert self._evicted is not None  # noqa: S101 - asked in the line above
+            self._evicted(oldest, old)
+
+    def items(self) -> list[tuple[Hashable, T]]:
+        """Keys and values, the oldest first; none of them is newer for it."""
+        with self._lock:
+            return [(key, value) for key, (value, _) in self._values.items()]
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        with self._lock:
+            self._values.clear()
+            self.size = 0
 
     def _after_fork(self) -> None:
         self._lock = threading.Lock()  # a thread of the parent may have held it

@@ -1,17 +1,20 @@
-"""A reranker that is loaded on first use, once for everyone: what both adapters hold."""
+"""A model that is loaded on first use, once for everyone: what both adapters hold."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 if TYPE_CHECKING:
-    from tamis import Reranker
+    from tamis import Reranker  # noqa: F401 - named in a string below
+    from tamis.rankrag.rag import RankRAG  # noqa: F401
+
+T = TypeVar("T")
 
 
-class LazyReranker:
+class Lazy(Generic[T]):
     """`load(**options)`, run on first use.
 
     It runs in a thread of its own, so that no event loop stands still meanwhile, no place in an executor is taken by
@@ -19,32 +22,32 @@ class LazyReranker:
     waited for it, and the next call tries again. Deep copies are the same object; pickles are not loaded.
 
     Args:
-        load: Usually `tamis.load`.
+        load: Usually `tamis.load` or `tamis.load_rankrag`.
         options: Its keyword arguments.
     """
 
-    def __init__(self, load: Callable[..., Reranker], options: dict[str, Any]) -> None:
+    def __init__(self, load: Callable[..., T], options: dict[str, Any]) -> None:
         self.options = options
         self._load = load
         self._lock = threading.Lock()
-        self._future: Future[Reranker] | None = None
+        self._future: Future[T] | None = None
 
-    def over(self, options: dict[str, Any]) -> LazyReranker:
+    def over(self, options: dict[str, Any]) -> Self:
         """This one if it has these options, else a new one: an adapter's fields may be assigned after a load."""
-        return self if options == self.options else LazyReranker(self._load, options)
+        return self if options == self.options else type(self)(self._load, options)
 
-    def get(self) -> Reranker:
-        """The reranker; the calling thread waits for it."""
+    def get(self) -> T:
+        """What was loaded; the calling thread waits for it."""
         return self._loading().result()
 
-    async def aget(self) -> Reranker:
-        """The reranker, from any event loop, without blocking it."""
+    async def aget(self) -> T:
+        """What was loaded, from any event loop, without blocking it."""
         import asyncio
 
         future = self._loading()
         return future.result() if future.done() else await asyncio.wrap_future(future)
 
-    def _loading(self) -> Future[Reranker]:
+    def _loading(self) -> Future[T]:
         with self._lock:
             future = self._future
             if future is None or (future.done() and future.exception() is not None):
@@ -53,7 +56,7 @@ class LazyReranker:
                 threading.Thread(target=self._run, args=(future,), name="tamis-load", daemon=True).start()
             return future
 
-    def _run(self, future: Future[Reranker]) -> None:
+    def _run(self, future: Future[T]) -> None:
         try:
             future.set_result(self._load(**self.options))
         except BaseException as error:  # noqa: BLE001 - whatever it is, it belongs to those who wait
@@ -64,3 +67,11 @@ class LazyReranker:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._load, self.options)
+
+
+class LazyReranker(Lazy["Reranker"]):
+    """What `tamis.load` returns, loaded on first use."""
+
+
+class LazyRankRAG(Lazy["RankRAG"]):
+    """What `tamis.load_rankrag` returns, loaded on first use."""

@@ -59,8 +59,8 @@ def load(
     Args:
         model: A hub id, a local folder or a `.gguf` file. None is the embedded model, which needs no network and no
             GPU.
-        mode: "lexical", "cross-encoder", "causal-lm", "layerwise", "bi-encoder" or "late-interaction"; read from the
-            checkpoint if None. With "causal-lm" any chat model ranks by its answer, yes or no; untuned ones rank badly.
+        mode: "lexical", "cross-encoder", "causal-lm", "layerwise", "bi-encoder", "late-interaction" or "rankrag"; read
+            from the checkpoint if None. With "causal-lm" or "rankrag" any chat model ranks; untuned ones do it badly.
         family: One of `tamis.list_families()`; read from the checkpoint if None.
         num_layers: Keep only the first n layers of a deeper model.
         device: "cpu", "cuda:0", ...; the first CUDA device if there is one, else the CPU. A list loads a copy on each,
@@ -144,7 +144,12 @@ def load(
         if model not in (None, "bm25"):
             raise InvalidInput(f"Lexical mode has no checkpoint, but model={str(model)!r}; leave it out.")
         return Reranker(named(family or "bm25").build(None, options))  # type: ignore[arg-type]
-    checkpoint = Checkpoint.embedded() if model is None else Checkpoint.find(model, revision)
+    if model is None and "rankrag" in (mode, family):
+        from tamis.rankrag.loading import embedded
+
+        checkpoint = embedded()
+    else:
+        checkpoint = Checkpoint.embedded() if model is None else Checkpoint.find(model, revision)
     return Reranker(resolve(checkpoint, options).build(checkpoint, options))
 
 

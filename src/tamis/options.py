@@ -18,7 +18,7 @@ Similarity: TypeAlias = Literal["cosine", "dot"]
 CacheDtype: TypeAlias = Literal["float32", "float16"]
 HeadIndex: TypeAlias = Literal["reference", "layer"]
 
-MODES = ("lexical", "cross-encoder", "causal-lm", "layerwise", "bi-encoder", "late-interaction")
+MODES = ("lexical", "cross-encoder", "causal-lm", "layerwise", "bi-encoder", "late-interaction", "rankrag")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 QUEUE_TOKENS = 8 * 2**20
 CACHE_BYTES = 64 * 2**20

@@ -6,7 +6,7 @@ import threading
 import time
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any, Generic, Self, TypeVar
@@ -172,6 +172,14 @@ class Reranker:
         """As `score`, from any event loop, without blocking it."""
         return await self._await(self._scores(query, passages), timeout)
 
+    def signature(self, query: str) -> str | None:
+        """A digest of all that scores for a query depend on besides the passages: equal ones rank alike.
+
+        None in modes that do not say; so far it is "rankrag" that does.
+        """
+        make: Callable[[str], str] | None = getattr(self._scorer, "signature", None)
+        return None if make is None else make(query)
+
     def stats(self) -> Mapping[str, Any]:
         """Numbers to graph: this reranker's requests and latencies in seconds, and its engine's counters."""
         with self._lock:
@@ -235,9 +243,12 @@ class Reranker:
         return _Call("score", len(given), steps())
 
     def _finite_scores(self, query: str, given: list[Passage]) -> Steps[Scores]:
+        return self._finite(given, lambda texts: self._scorer.steps(query, texts))
+
+    def _finite(self, given: list[Passage], steps: Callable[[list[str]], Steps[Scores]]) -> Steps[Scores]:
         if not given:
             return Scores(np.zeros(0), np.zeros(0, dtype=np.bool_))
-        scores = yield from self._scorer.steps(query, [passage.text for passage in given])
+        scores = yield from steps([passage.text for passage in given])
         bad = np.flatnonzero(~np.isfinite(scores.logits))
         if bad.size:
             raise InvalidScore(
@@ -270,6 +281,28 @@ class Reranker:
         if tokenizer is not None:
             return token_counter(tokenizer)
         return self._scorer.count_tokens or token_counter(DEFAULT_ENCODING)
+
+    # -- for what is built over a reranker: `tamis.rankrag` -----------------------------------------------------------
+
+    def scored(self, given: list[Passage], steps: Callable[[list[str]], Steps[Scores]]) -> Steps[Scores]:
+        """The scores that some steps over the scorer give; finite, or `InvalidScore`."""
+        return self._finite(given, steps)
+
+    def ranked(self, given: list[Passage], scores: Scores, cut: Cut) -> Ranking:
+        """A ranking from scores."""
+        return self._cut(given, scores, cut)
+
+    def run(self, operation: str, passages: int, steps: Steps[T], timeout: float | None = None) -> T:
+        """Drives steps in the caller's thread, counted and ended like this reranker's own calls."""
+        return self._run(_Call(operation, passages, steps), timeout)
+
+    def start(self, operation: str, passages: int, steps: Steps[T]) -> Future[T]:
+        """Drives steps on pool threads."""
+        return self._start(_Call(operation, passages, steps))
+
+    async def arun(self, operation: str, passages: int, steps: Steps[T], timeout: float | None = None) -> T:
+        """Drives steps for an event loop."""
+        return await self._await(_Call(operation, passages, steps), timeout)
 
     # -- how they are driven ----------------------------------------------------------------------------------------
 

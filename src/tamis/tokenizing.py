@@ -155,6 +155,10 @@ class TextTokenizer:
         ids = self._encode([token])[0]
         return int(ids[0]) if len(ids) == 1 else None
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of some tokens, without special ones; half a character is U+FFFD."""
+        return str(self._backend.decode(list(ids), skip_special_tokens=True))
+
     def count(self, text: str) -> int:
         """How many tokens a text has, without special tokens."""
         return len(self._encode([clean(text)])[0])

@@ -62,7 +62,7 @@ def read_config(checkpoint: Checkpoint, options: LoadOptions) -> Any:
     elif native is not None:
         config = native.config(checkpoint.config)
     else:
-        with _quiet():
+        with quiet():
             config = AutoConfig.from_pretrained(
                 checkpoint.body, trust_remote_code=options.trust_remote_code and not known
             )
@@ -92,7 +92,7 @@ def load_model(
     renamed = native.renamed if native is not None else {}
     attention = {"attn_implementation": PACKED} if architecture and architecture.patch is None else {}
     try:
-        with _quiet():
+        with quiet():
             model, info = own_class(config, auto_class).from_pretrained(
                 checkpoint.body,
                 config=config,
@@ -160,7 +160,7 @@ def _gguf_config(checkpoint: Checkpoint) -> Any:
     except ImportError as error:
         raise MissingExtra(f'{checkpoint.name} is a GGUF file: pip install "tamis[gguf]" to read it.') from error
     try:
-        with _quiet():
+        with quiet():
             return AutoConfig.from_pretrained(checkpoint.root, gguf_file=checkpoint.gguf)
     except Exception as error:  # the reader raises whatever it stumbles over in a damaged file
         raise CorruptCheckpoint(f"{checkpoint.name} is not a GGUF file that transformers reads: {error}") from error
@@ -192,7 +192,7 @@ def load_tokenizer(checkpoint: Checkpoint, options: LoadOptions) -> tuple[TextTo
 
     remote = options.trust_remote_code and "auto_map" in checkpoint.config  # False, or transformers asks on a terminal
     try:
-        with _quiet():
+        with quiet():
             tokenizer = AutoTokenizer.from_pretrained(
                 checkpoint.body,
                 local_files_only=True,
@@ -287,7 +287,7 @@ def facts(checkpoint: Checkpoint, devices: Sequence[torch.device], dtype: torch.
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silences progress bars and loading reports: what they say, Tamis's errors say."""
     from transformers import modeling_gguf_pytorch_utils as gguf
     from transformers.utils import logging

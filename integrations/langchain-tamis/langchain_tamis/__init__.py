@@ -1,4 +1,4 @@
-"""Tamis rerankers for LangChain.
+"""Tamis for LangChain: rerankers, and RankRAG.
 
 >>> from langchain_core.documents import Document
 >>> from langchain_tamis import TamisRerank
@@ -8,9 +8,10 @@
 ('how to read a zip archive', 0.53)
 """
 
-from langchain_tamis.compressor import TamisRerank
+from langchain_tamis.compressor import RankRAGCompressor, TamisRerank
 from langchain_tamis.cross_encoder import TamisCrossEncoder
+from langchain_tamis.rankrag import RankRAG
 
 __version__ = "0.1.0"
 
-__all__ = ["TamisCrossEncoder", "TamisRerank", "__version__"]
+__all__ = ["RankRAG", "RankRAGCompressor", "TamisCrossEncoder", "TamisRerank", "__version__"]

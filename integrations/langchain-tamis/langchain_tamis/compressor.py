@@ -1,7 +1,8 @@
-"""`TamisRerank`: a document compressor that puts the best documents first."""
+"""`TamisRerank` and `RankRAGCompressor`: document compressors that put the best documents first."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, TypedDict
@@ -11,12 +12,13 @@ from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.runnables import RunnableLambda
 from pydantic import ValidationInfo, field_validator
 
+from langchain_tamis.documents import scored
 from langchain_tamis.model import TamisModel
+from langchain_tamis.rankrag_model import RankRAGModel
 from tamis.inputs import Cut, check_timeout
 from tamis.types import Ranking
 
 CUTS = tuple(field.name for field in fields(Cut))
-SCORE = "relevance_score"  # the key that LangChain's other rerankers use, and that tracers look for
 
 
 class _Request(TypedDict):
@@ -24,12 +26,8 @@ class _Request(TypedDict):
     documents: list[Document]
 
 
-class TamisRerank(TamisModel, BaseDocumentCompressor):
-    """Reranks documents with Tamis; any number of threads and event loops may share an instance.
-
-    The fields are the arguments of `tamis.load` and of `tamis.Reranker.rank`, or a loaded `reranker=` instead of the
-    former. The model reads `page_content`. What comes back are copies, best first, with the score in
-    `metadata["relevance_score"]`, a float in [0, 1].
+class Compressor(BaseDocumentCompressor):
+    """A document compressor over whatever ranks texts.
 
     Attributes:
         top_n: Keep this many documents at most; all if None.
@@ -57,6 +55,12 @@ class TamisRerank(TamisModel, BaseDocumentCompressor):
         check_timeout(value)
         return value
 
+    @abstractmethod
+    def _ranking(self, query: str, texts: list[str], **cut: Any) -> Ranking: ...
+
+    @abstractmethod
+    async def _aranking(self, query: str, texts: list[str], **cut: Any) -> Ranking: ...
+
     def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> list[Document]:
@@ -81,29 +85,49 @@ class TamisRerank(TamisModel, BaseDocumentCompressor):
         return await self._traced().ainvoke(request, config={"callbacks": callbacks})
 
     def _traced(self) -> RunnableLambda[_Request, list[Document]]:
-        return RunnableLambda(self._rank, afunc=self._arank, name="TamisRerank")
+        return RunnableLambda(self._rank, afunc=self._arank, name=type(self).__name__)
 
     def _rank(self, request: _Request) -> list[Document]:
-        reranker = self.load()
-        ranking = reranker.rank(request["query"], _texts(request), **self._cut())
-        return _scored(request["documents"], ranking)
+        return scored(request["documents"], self._ranking(request["query"], _texts(request), **self._cut()))
 
     async def _arank(self, request: _Request) -> list[Document]:
-        reranker = await self.aload()
-        ranking = await reranker.arank(request["query"], _texts(request), **self._cut())
-        return _scored(request["documents"], ranking)
+        return scored(request["documents"], await self._aranking(request["query"], _texts(request), **self._cut()))
 
     def _cut(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in (*CUTS, "timeout")}
 
 
+class TamisRerank(TamisModel, Compressor):
+    """Reranks documents with Tamis; any number of threads and event loops may share an instance.
+
+    The fields are the arguments of `tamis.load` and of `tamis.Reranker.rank`, or a loaded `reranker=` instead of the
+    former. The model reads `page_content`. What comes back are copies, best first, with the score in
+    `metadata["relevance_score"]`, a float in [0, 1].
+    """
+
+    def _ranking(self, query: str, texts: list[str], **cut: Any) -> Ranking:
+        return self.load().rank(query, texts, **cut)
+
+    async def _aranking(self, query: str, texts: list[str], **cut: Any) -> Ranking:
+        reranker = await self.aload()
+        return await reranker.arank(query, texts, **cut)
+
+
+class RankRAGCompressor(RankRAGModel, Compressor):
+    """The ranking half of a RankRAG model, where a document compressor is wanted.
+
+    The fields are the arguments of `tamis.load_rankrag` and of `tamis.Reranker.rank`, or a loaded `rag=` instead of
+    the former; `RankRAG.as_compressor` makes one that shares its model. Documents come back as `TamisRerank` returns
+    them.
+    """
+
+    def _ranking(self, query: str, texts: list[str], **cut: Any) -> Ranking:
+        return self.load().rank(query, texts, task=self.task, **cut)
+
+    async def _aranking(self, query: str, texts: list[str], **cut: Any) -> Ranking:
+        rag = await self.aload()
+        return await rag.arank(query, texts, task=self.task, **cut)
+
+
 def _texts(request: _Request) -> list[str]:
     return [document.page_content for document in request["documents"]]
-
-
-def _scored(documents: list[Document], ranking: Ranking) -> list[Document]:
-    return [_with_score(documents[hit.index], float(hit.score)) for hit in ranking]
-
-
-def _with_score(document: Document, score: float) -> Document:
-    return document.model_copy(update={"metadata": {**document.metadata, SCORE: score}})

@@ -25,6 +25,7 @@ from tamis.options import (
 )
 
 OPTIONS = tuple(field.name for field in fields(LoadOptions))
+CONFIG = ConfigDict(extra="forbid", validate_assignment=True, arbitrary_types_allowed=True, protected_namespaces=())
 
 
 class TamisModel(BaseModel):
@@ -35,12 +36,7 @@ class TamisModel(BaseModel):
             other field names a model, an unpickled adapter raises `tamis.InvalidInput` on first use.
     """
 
-    model_config = ConfigDict(
-        extra="forbid",
-        validate_assignment=True,
-        arbitrary_types_allowed=True,
-        protected_namespaces=(),
-    )
+    model_config = CONFIG
 
     model: str | Path | None = None
     mode: str | None = None

@@ -1,9 +1,11 @@
-"""A scorer below the seam, documents, and a retriever: what the tests of both classes are made from."""
+"""A scorer below the seam, a tiny language model, documents, and a retriever: what the tests are made from."""
 
+import asyncio
 import re
 import threading
 import time
 from concurrent.futures import Future
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -138,3 +140,74 @@ def fixed_retriever(documents):
 @pytest.fixture
 def recorder():
     return Recorder()
+
+
+# -- RankRAG: a tiny Llama with random weights, whose answers are long and mean nothing --------------------------------
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory) -> Path:
+    """Its folder."""
+    import tiny_lm
+
+    return tiny_lm.save(tmp_path_factory.mktemp("llama"), "llama", "ForCausalLM")
+
+
+@pytest.fixture(scope="session")
+def rag(tiny_llama):
+    """It, loaded."""
+    with tamis.load_rankrag(tiny_llama, dtype="float32") as loaded:
+        yield loaded
+
+
+@pytest.fixture
+def texts():
+    return ["a tar file", "how to read a zip archive", "bees make honey"]
+
+
+@pytest.fixture
+def asked(texts):
+    """An input of `RankRAG` whose answer goes on for a thousand tokens if it may."""
+    documents = [
+        Document(text, id=str(n), metadata={"page": n, "tags": ["x"], "relevance_score": "from elsewhere"})
+        for n, text in enumerate(texts)
+    ]
+    return {"input": "read a zip?", "context": documents}
+
+
+@pytest.fixture
+def alike():
+    """Whether two outputs say the same; scores differ in the last places, since other requests were in the batch."""
+
+    def compared(output, expected):
+        assert output.keys() == expected.keys()
+        for key, value in output.items():
+            if not isinstance(value, list):
+                assert value == expected[key]
+                continue
+            mine, theirs = ([{**document.metadata} for document in documents] for documents in (value, expected[key]))
+            scores = [[metadata.pop("relevance_score") for metadata in listed] for listed in (mine, theirs)]
+            assert scores[0] == pytest.approx(scores[1], rel=1e-3)
+            assert mine == theirs
+            texts = [[(document.id, document.page_content) for document in listed] for listed in (value, expected[key])]
+            assert texts[0] == texts[1]
+        return True
+
+    return compared
+
+
+@pytest.fixture
+def idle(rag):
+    """Waits until the model computes nothing more; returns how many batches it has run: one for each token."""
+
+    async def settled():
+        before = -1
+        for _ in range(100):
+            now = rag.stats()["batches"]
+            if now == before:
+                return now
+            before = now
+            await asyncio.sleep(0.15)
+        raise AssertionError("it never stops")
+
+    return settled

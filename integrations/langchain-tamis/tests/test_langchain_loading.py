@@ -25,7 +25,13 @@ PROJECT = Path(__file__).parents[1]
 
 
 def test_the_package():
-    assert langchain_tamis.__all__ == ["TamisCrossEncoder", "TamisRerank", "__version__"]
+    assert langchain_tamis.__all__ == [
+        "RankRAG",
+        "RankRAGCompressor",
+        "TamisCrossEncoder",
+        "TamisRerank",
+        "__version__",
+    ]
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     assert project["version"] == langchain_tamis.__version__
     assert (PROJECT / "langchain_tamis" / "py.typed").exists()

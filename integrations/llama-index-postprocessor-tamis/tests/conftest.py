@@ -1,8 +1,13 @@
-"""Nodes to rank, scorers that fail or wait, and handlers that keep what LlamaIndex sends."""
+"""Nodes to rank, scorers that fail or wait, a tiny language model, and handlers that keep what LlamaIndex sends."""
 
+import asyncio
+import json
 import threading
 import time
 from concurrent.futures import Future
+from contextlib import asynccontextmanager
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +29,7 @@ TEXTS = [
     "How do I write a zip archive?",
 ]
 BEST_FIRST = [3, 1, 0, 2]  # BM25's order of TEXTS for QUERY
+SQUAD = Path(__file__).parents[3].parent / "shared" / "data" / "squad"
 
 
 def make_nodes(texts=TEXTS) -> list[NodeWithScore]:
@@ -172,3 +178,104 @@ def spans():
     root.add_span_handler(handler)
     yield handler
     root.span_handlers.remove(handler)
+
+
+# -- RankRAG: a tiny Llama with random weights, which goes on writing as long as it may --------------------------------
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory) -> Path:
+    """Its folder."""
+    import tiny_lm
+
+    return tiny_lm.save(tmp_path_factory.mktemp("llama"), "llama", "ForCausalLM")
+
+
+@pytest.fixture(scope="session")
+def rag(tiny_llama):
+    """It, loaded."""
+    with tamis.load_rankrag(tiny_llama, dtype="float32") as loaded:
+        yield loaded
+
+
+@pytest.fixture
+def slow(rag, monkeypatch):
+    """It, as slow as a real model, next to which LlamaIndex's own work is small; called with seconds for a batch."""
+
+    def make(seconds):
+        runner = rag._scorer.lease.loaded.engine._devices[0].runner
+        run = runner.run
+
+        def slowly(batch):
+            time.sleep(seconds)
+            return run(batch)
+
+        monkeypatch.setattr(runner, "run", slowly)
+        return rag
+
+    return make
+
+
+@pytest.fixture
+def idle(rag):
+    """Waits until the model runs nothing more, and has nothing more to run; returns how many batches it has run."""
+
+    async def settled():
+        before = -1
+        for _ in range(100):
+            now = rag.stats()
+            if now["batches"] == before:
+                assert now["queued_sequences"] == now["queued_tokens"] == 0
+                return before
+            before = now["batches"]
+            await asyncio.sleep(0.1)
+        raise AssertionError("it never stops")
+
+    return settled
+
+
+@pytest.fixture
+def sequences(rag):
+    """Called, the sequences that the model has run since: one for each passage ranked, and for each token written."""
+    before = rag.stats()["sequences"]
+    return lambda: rag.stats()["sequences"] - before
+
+
+@pytest.fixture
+def unblocked():
+    """`async with unblocked(seconds)`: the event loop turns all the while, never standing still for that long."""
+
+    @asynccontextmanager
+    async def watch(longest):
+        ticks = [time.perf_counter()]
+
+        async def tick():
+            while True:
+                await asyncio.sleep(0.005)
+                ticks.append(time.perf_counter())
+
+        ticking = asyncio.create_task(tick())
+        try:
+            yield
+        finally:
+            ticking.cancel()
+        assert len(ticks) > 5
+        assert max(b - a for a, b in pairwise(ticks)) < longest
+
+    return watch
+
+
+@pytest.fixture(scope="session")
+def squad():
+    """Called with numbers of rows of the corpus: those passages, as text nodes."""
+    if not SQUAD.exists():
+        pytest.skip("SQuAD is not there")
+    with (SQUAD / "corpus.jsonl").open(encoding="utf-8") as lines:
+        rows = [json.loads(line) for _, line in zip(range(200), lines, strict=False)]
+
+    def make(numbers):
+        return [
+            TextNode(text=rows[n]["text"], id_=rows[n]["_id"], metadata={"title": rows[n]["title"]}) for n in numbers
+        ]
+
+    return make

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from tamis import __version__
-from tamis.cli import models, rank
+from tamis.cli import answer, models, rank
 from tamis.cli.output import say
 from tamis.errors import TamisError
 
@@ -47,5 +47,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"tamis {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     rank.add_command(commands)
+    answer.add_command(commands)
     models.add_command(commands)
     return parser

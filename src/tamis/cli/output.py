@@ -47,10 +47,19 @@ def status(first: str) -> Iterator[Callable[[str], None]]:
         yield line.update
 
 
+def printable(text: str) -> str:
+    r"""Without what could steer the terminal; line breaks and tabs stay.
+
+    >>> printable("a\n\tb \x1b[31m")
+    'a\n\tb ?[31m'
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
+
+
 def one_line(text: str) -> str:
     r"""Without line breaks, and without what could steer the terminal.
 
     >>> one_line("a\n  b \x1b[31m")
     'a b ?[31m'
     """
-    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+    return printable(" ".join(text.split()))

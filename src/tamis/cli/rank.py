@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tamis import load
 from tamis.cli.output import one_line, say, show, status, write_json
@@ -16,6 +16,9 @@ from tamis.inputs import Cut, check_query
 from tamis.long_documents import POLICIES
 from tamis.options import DTYPES, MODES
 from tamis.types import Hit, Passage, Ranking
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 WIDEST_PLACE = 26  # columns for where a passage stands, so that in 80 there is room for its text
 LIMITS = ("top_n", "min_score", "max_tokens")
@@ -78,7 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
     limits = {name: getattr(arguments, name) for name in LIMITS}
     Cut(**limits)
     check_query(arguments.query)
-    passages = [passage for file in arguments.files for passage in _passages(file, arguments.by)]
+    passages = [passage for file in arguments.files for passage in passages_of(file, arguments.by)]
     if not passages:
         raise InvalidInput(f"There is no passage to rank: nothing but blank lines in {', '.join(arguments.files)}.")
     with status("Loading the model") as tell:
@@ -88,13 +91,14 @@ def run(arguments: argparse.Namespace) -> None:
             tell(f"Ranking {len(passages)} passages")
             ranking = reranker.rank(arguments.query, passages, **limits)
     if arguments.json:
-        hits = [_as_json(rank, hit) for rank, hit in enumerate(ranking, 1)]
+        hits = [as_json(rank, hit) for rank, hit in enumerate(ranking, 1)]
         write_json({"query": arguments.query, "model": ranking.model, "hits": hits, "usage": asdict(ranking.usage)})
     else:
         _show(ranking, len(passages))
 
 
-def _passages(file: str, by: str) -> Iterator[Passage]:
+def passages_of(file: str, by: str) -> Iterator[Passage]:
+    """The passages of a file, by "line" or the whole "file"; ids say where they stand."""
     name = os.fsencode(file).decode("utf-8", "replace")
     text = _read(file, name)
     if by == "file":
@@ -124,7 +128,8 @@ def _read(file: str, name: str) -> str:
         return data.decode("utf-8-sig", "replace")
 
 
-def _as_json(rank: int, hit: Hit) -> dict[str, Any]:
+def as_json(rank: int, hit: Hit) -> dict[str, Any]:
+    """A hit as it is written with --json."""
     return {
         "rank": rank,
         "index": hit.index,
@@ -138,10 +143,21 @@ def _as_json(rank: int, hit: Hit) -> dict[str, Any]:
 
 
 def _show(ranking: Ranking, count: int) -> None:
-    from rich.table import Table
     from rich.text import Text
 
     cut = sum(hit.truncated for hit in ranking)
+    show(*[table_of(ranking)] * bool(ranking), Text(_summary(ranking, count), style="dim"))
+    if cut:
+        read = "passage marked cut" if cut == 1 else f"{cut} passages marked cut"
+        say(f"the model read only the beginning of the {read}; --long-documents max_window reads all of it.")
+
+
+def table_of(hits: Sequence[Hit]) -> Table:
+    """Hits, one a row."""
+    from rich.table import Table
+    from rich.text import Text
+
+    cut = any(hit.truncated for hit in hits)
     table = Table(box=None, expand=True, pad_edge=False, header_style="bold")
     table.add_column("#", justify="right")
     table.add_column("score")
@@ -149,15 +165,12 @@ def _show(ranking: Ranking, count: int) -> None:
     if cut:
         table.add_column("", style="yellow")
     table.add_column("text", ratio=1, no_wrap=True, overflow="ellipsis")
-    for rank, hit in enumerate(ranking, 1):
+    for rank, hit in enumerate(hits, 1):
         row = [str(rank), f"{hit.score:.4f}", _place(hit), one_line(hit.passage.text[:1000])]
         if cut:
             row.insert(3, "cut" if hit.truncated else "")
         table.add_row(*map(Text, row))
-    show(*[table] * bool(ranking), Text(_summary(ranking, count), style="dim"))
-    if cut:
-        read = "passage marked cut" if cut == 1 else f"{cut} passages marked cut"
-        say(f"the model read only the beginning of the {read}; --long-documents max_window reads all of it.")
+    return table
 
 
 def _place(hit: Hit) -> str:

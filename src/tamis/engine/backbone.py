@@ -66,7 +66,7 @@ class Backbone:
         """
         layout = self._layout(batch)
         with self._cut(layout.layer):
-            return (self._packed if self.packed else partial(self.one_by_row, batch))(layout), layout
+            return (self.through if self.packed else partial(self.one_by_row, batch))(layout), layout
 
     def _layout(self, batch: Sequence[Tokens]) -> Layout:
         rounded = self.packed and self.device.type == "cpu"
@@ -84,7 +84,8 @@ class Backbone:
         finally:
             self.body.layers = self._layers
 
-    def _packed(self, layout: Layout) -> Tensor:
+    def through(self, layout: Layout) -> Tensor:
+        """One packed pass: hidden states of all tokens, (T, d)."""
         inputs = {"input_ids": ids_of(layout)[None]}
         if "position_ids" in self._takes:
             inputs["position_ids"] = positions_of(layout, self._first)[None]

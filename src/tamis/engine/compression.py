@@ -106,9 +106,9 @@ class Compressing(Backbone):
         stops = [stop for stop in self._compression.layers if stop < depth]
         if not stops:
             with self._cut(layout.layer):
-                return self._packed(layout), layout
+                return self.through(layout), layout
         with self._cut(stops[0]), self._unnormed():
-            hidden = self._packed(layout)
+            hidden = self.through(layout)
         for start, stop in pairwise([*stops, depth]):
             layout, sizes = compressed(layout, self._compression.ratio)
             hidden = self._through(start, stop, pooled(hidden, sizes), layout)

@@ -175,7 +175,7 @@ class Engine:
                 continue
             work = self._pending.get(key)
             if work is None:
-                work = self._pending[key] = Work(Sent(tokens, key, []), len(tokens))
+                work = self._pending[key] = Work(Sent(tokens, key, [], job), len(tokens))
                 new.append(work)
             elif work.waiting:  # in another job's line, where it may have to wait for longer than in ours
                 self.counters.shared += 1
@@ -238,9 +238,17 @@ class Engine:
         return works
 
     def give(self, work: Work[Sent], row: Row) -> None:
-        """A row is done: everybody who asked for it gets it."""
+        """A row is done: everybody who asked for it gets it, unless it leads to another first."""
+        try:
+            following = work.payload.tokens.after(row)
+        except Exception as error:  # noqa: BLE001 - it belongs to whoever reads the rows, and the device lives on
+            self.fail([work], error)
+            return
         with self._wake:
             self._pending.pop(work.payload.key, None)
+            if following is not None:
+                self._follow(work.payload, following)
+                return
             takers = work.payload.takers
         if self._kept.limit and np.isfinite(row).all():
             self._kept.put(work.payload.key, row.copy(), row.nbytes)
@@ -251,6 +259,16 @@ class Engine:
                 done = not ticket.left
             if done:
                 self._deliver(ticket)
+
+    def _follow(self, sent: Sent, tokens: Tokens) -> None:
+        """Queues what comes next, so that the device's next batch has it, with whatever else waits."""
+        if not sent.wanted():
+            return
+        work = Work(Sent(tokens, digest(tokens), sent.takers, sent.job), len(tokens))
+        self._pending[work.payload.key] = work
+        for ticket, _ in sent.takers:
+            ticket.works.append(work)
+        self._scheduler.add(sent.job, [work])
 
     def _deliver(self, ticket: Ticket) -> None:
         self.counters.answered(time.perf_counter() - ticket.arrived)

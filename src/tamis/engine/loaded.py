@@ -44,6 +44,7 @@ class Loaded:
         width: Values in a row: labels of a head, or dimensions of a vector.
         vectors: Passage vectors by digest.
         facts: Device, dtype and so on, for `stats()`.
+        extra: More counters for `stats()`.
     """
 
     engine: Engine
@@ -52,6 +53,7 @@ class Loaded:
     width: int
     vectors: ByteLRU[Any]
     facts: Mapping[str, Any]
+    extra: Callable[[], Mapping[str, Any]] = dict
 
 
 _CHECKPOINTS: Shared[Loaded] = Shared(lambda loaded: loaded.engine.close())
@@ -88,6 +90,11 @@ class Lease:
         """
         tenant = current() or self._own or Tenant("")
         return Session(self.loaded.engine, Job(tenant.name, tenant.weight), self.loaded.engine.admit(wait=self._wait))
+
+    @property
+    def key(self) -> Hashable:
+        """What the checkpoint and its settings are told apart by."""
+        return self._key
 
     def close(self) -> None:
         """Gives the share back; the last one frees the model."""

@@ -40,6 +40,7 @@ class Segment:
         stored: What they read first of all: keys and values of tokens that were run in another pass.
         home: Where its own keys and values go, and where it reads what stands before it; instead of `stored`.
         keep: Whether its keys and values are wanted afterwards, in `Layout.kept`.
+        offset: The place of the tokens' first id in the sequence.
     """
 
     tokens: Tokens
@@ -51,6 +52,12 @@ class Segment:
     stored: tuple[KeyValues, ...] = ()
     home: Home | None = None
     keep: bool = False
+    offset: int = 0
+
+    @property
+    def ids(self) -> NDArray[np.int32]:
+        """Its token ids."""
+        return self.tokens.ids[self.start - self.offset : self.stop - self.offset]
 
     @property
     def read(self) -> int:
@@ -130,7 +137,7 @@ class Layout:
             if segment.sequence >= 0:
                 first = spans.get(segment.sequence, (self.edges[number], 0))[0]
                 spans[segment.sequence] = (first, self.edges[number + 1])
-        self.spans = [slice(*spans[i]) for i in range(len(spans))]
+        self.spans = [slice(*spans[i]) for i in sorted(spans)]
         self.lengths = [span.stop - span.start for span in self.spans]
         self.kept: dict[int, list[Pair]] = {n: [] for n, segment in enumerate(self.segments) if segment.keep}
         self._masks: dict[tuple[int, int, int | None, bool, bool], Tensor | None] = {}
@@ -265,7 +272,7 @@ def packed(layout: Layout) -> Iterator[None]:
 
 def ids_of(layout: Layout) -> Tensor:
     """Token ids end to end, shape (T + tail,)."""
-    return _end_to_end([segment.tokens.ids[segment.start : segment.stop] for segment in layout.segments], layout)
+    return _end_to_end([segment.ids for segment in layout.segments], layout)
 
 
 def type_ids_of(layout: Layout) -> Tensor:

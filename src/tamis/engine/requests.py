@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tamis.engine.scheduler import Work
+from tamis.engine.scheduler import Job, Work
 from tamis.engine.sequences import Tokens
 
 Row: TypeAlias = NDArray[np.float32]
@@ -41,11 +41,12 @@ class Ticket:
 
 @dataclass(slots=True, eq=False)
 class Sent:
-    """A sequence to run, and who takes its row: (ticket, place)."""
+    """A sequence to run, who takes its row: (ticket, place), and whose work it is."""
 
     tokens: Tokens
     key: bytes
     takers: list[tuple[Ticket, int]]
+    job: Job[Any]
 
     def wanted(self) -> bool:
         """Whether anybody waits for it still."""
@@ -59,7 +60,7 @@ class Sent:
 def digest(tokens: Tokens) -> bytes:
     """Tells sequences apart by whatever changes their rows, without keeping them."""
     made = blake2b(tokens.ids.tobytes(), digest_size=16)
-    made.update(b"%d %d %s" % (tokens.unseen, tokens.layer or 0, repr(tokens.passage).encode()))
+    made.update(tokens.kind())
     if tokens.type_ids is not None:
         made.update(b"/")
         made.update(tokens.type_ids.tobytes())

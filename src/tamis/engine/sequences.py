@@ -35,6 +35,14 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def kind(self) -> bytes:
+        """Tells apart what the same ids mean, where they are run to different ends."""
+        return b"%d %d %s" % (self.unseen, self.layer or 0, repr(self.passage).encode())
+
+    def after(self, row: NDArray[np.float32]) -> Tokens | None:
+        """What is to run next, now that this one's row is there; None if that was all."""
+        return None
+
     @property
     def beginning(self) -> bytes:
         """Tells beginnings apart; empty where there is none that is worth sharing."""

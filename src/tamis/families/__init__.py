@@ -54,6 +54,7 @@ class Family:
 _BUILT_IN = (
     "lexical",
     "causal_lm",
+    "rankrag",
     "seq2seq",
     "listwise",
     "layerwise",

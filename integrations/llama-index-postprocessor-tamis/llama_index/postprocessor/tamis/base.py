@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -16,14 +15,14 @@ from llama_index.core.bridge.pydantic import (
     field_validator,
     model_validator,
 )
-from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
+from llama_index.core.callbacks import CallbackManager
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
-from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 from pydantic.json_schema import SkipJsonSchema
 
 import tamis
+from llama_index.postprocessor.tamis.nodes import checked, reported, rescored, texts_of
 from tamis.lazy import LazyReranker
 from tamis.long_documents import LongDocuments
 from tamis.options import (
@@ -39,8 +38,6 @@ from tamis.options import (
 )
 
 dispatcher = get_dispatcher(__name__)
-
-RETRIEVAL_SCORE = "retrieval_score"
 
 _CHECKED = (  # what LoadOptions can judge one by one
     "num_layers",
@@ -191,26 +188,26 @@ class TamisRerank(BaseNodePostprocessor):
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
-        query = _checked(nodes, query_bundle)
+        query = checked(nodes, query_bundle)
         if not nodes:
             return []
         reranker = self.reranker or self._loader().get()
-        with self._reported(reranker.model, nodes, query) as ranked:
-            ranking = reranker.rank(query.query_str, self._texts(nodes), **self._fields(_RANK))
-            ranked += self._rescored(nodes, ranking)
+        with reported(self.callback_manager, reranker.model, nodes, query, self.top_n) as ranked:
+            ranking = reranker.rank(query.query_str, texts_of(nodes, self.metadata_mode), **self._fields(_RANK))
+            ranked += self._rescored(nodes, ranking, reranker.signature(query.query_str))
         return ranked
 
     @dispatcher.span  # the base class does this for abstract methods only
     async def _apostprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
-        query = _checked(nodes, query_bundle)
+        query = checked(nodes, query_bundle)
         if not nodes:
             return []
         reranker = self.reranker or await self._loader().aget()
-        with self._reported(reranker.model, nodes, query) as ranked:
-            ranking = await reranker.arank(query.query_str, self._texts(nodes), **self._fields(_RANK))
-            ranked += self._rescored(nodes, ranking)
+        with reported(self.callback_manager, reranker.model, nodes, query, self.top_n) as ranked:
+            ranking = await reranker.arank(query.query_str, texts_of(nodes, self.metadata_mode), **self._fields(_RANK))
+            ranked += self._rescored(nodes, ranking, reranker.signature(query.query_str))
         return ranked
 
     def _loader(self) -> LazyReranker:
@@ -222,46 +219,10 @@ class TamisRerank(BaseNodePostprocessor):
         self._lazy = self._lazy.over(self._fields(_LOAD))
         return self._lazy
 
-    def _texts(self, nodes: list[NodeWithScore]) -> list[str]:
-        return [node.node.get_content(metadata_mode=self.metadata_mode) for node in nodes]
-
-    def _rescored(self, nodes: list[NodeWithScore], ranking: tamis.Ranking) -> list[NodeWithScore]:
-        return [self._source(nodes[hit.index]).model_copy(update={"score": float(hit.score)}) for hit in ranking]
-
-    def _source(self, node: NodeWithScore) -> NodeWithScore:
-        """The node as it is returned but for its score."""
-        inner = node.node
-        if not self.keep_retrieval_score or RETRIEVAL_SCORE in inner.metadata:
-            return node
-        score = None if node.score is None else float(node.score)  # other postprocessors assign numpy's
-        update = {
-            "metadata": {**inner.metadata, RETRIEVAL_SCORE: score},
-            "excluded_llm_metadata_keys": [*inner.excluded_llm_metadata_keys, RETRIEVAL_SCORE],
-            "excluded_embed_metadata_keys": [*inner.excluded_embed_metadata_keys, RETRIEVAL_SCORE],
-        }
-        return node.model_copy(update={"node": inner.model_copy(update=update)})
-
-    @contextmanager
-    def _reported(self, model: str, nodes: list[NodeWithScore], query: QueryBundle) -> Iterator[list[NodeWithScore]]:
-        """Sends both kinds of events around a ranking; what is put into the list that it yields is the outcome.
-
-        They are sent from the caller's thread: a worker of the engine knows nothing of the caller's span.
-        """
-        ranked: list[NodeWithScore] = []
-        limit = len(nodes) if self.top_n is None else self.top_n  # the event takes an int only
-        payload: dict[str, Any] = {
-            EventPayload.NODES: nodes,
-            EventPayload.MODEL_NAME: model,
-            EventPayload.QUERY_STR: query.query_str,
-            EventPayload.TOP_K: limit,
-        }
-        with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
-            dispatcher.event(ReRankStartEvent(query=query, nodes=nodes, top_n=limit, model_name=model))
-            try:
-                yield ranked
-            finally:
-                dispatcher.event(ReRankEndEvent(nodes=ranked))
-            event.on_end(payload={EventPayload.NODES: ranked})
+    def _rescored(
+        self, nodes: list[NodeWithScore], ranking: tamis.Ranking, signature: str | None
+    ) -> list[NodeWithScore]:
+        return rescored(nodes, ranking, signature, keep_retrieval_score=self.keep_retrieval_score)
 
     # -- checking, dumping, copying ---------------------------------------------------------------------------------
 
@@ -307,13 +268,3 @@ class TamisRerank(BaseNodePostprocessor):
 
     def _fields(self, names: Sequence[str]) -> dict[str, Any]:
         return {name: getattr(self, name) for name in names}
-
-
-def _checked(nodes: list[NodeWithScore], query: QueryBundle | None) -> QueryBundle:
-    if query is None:
-        raise tamis.InvalidInput("A reranker needs the query: pass query_bundle= or query_str= beside the nodes.")
-    for index, node in enumerate(nodes):
-        if not isinstance(node, NodeWithScore):
-            what = type(node).__name__
-            raise tamis.InvalidInput(f"Node {index} is a {what}; wrap it: NodeWithScore(node=...).")
-    return query

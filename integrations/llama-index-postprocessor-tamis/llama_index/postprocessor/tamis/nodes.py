@@ -1,0 +1,130 @@
+"""Nodes in and out: what the model reads of them, and scored copies that remember who ranked them, and for what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from llama_index.core.bridge.pydantic import PrivateAttr
+from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
+from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
+from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
+from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
+
+import tamis
+
+dispatcher = get_dispatcher(__name__)
+
+RETRIEVAL_SCORE = "retrieval_score"
+
+
+class RankedNode(NodeWithScore):
+    """A `NodeWithScore` that remembers its ranking, so that nothing that follows ranks it again.
+
+    The mark is private: copies keep it, no dump has it, and it equals what has the same fields. It is the ranking's
+    signature, of which see `tamis.Reranker.signature`, and the node's hit, with the text that was ranked.
+    """
+
+    _mark: tuple[str, tamis.Hit] | None = PrivateAttr(default=None)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, NodeWithScore):
+            return NotImplemented
+        return self.node == other.node and self.score == other.score
+
+
+def checked(nodes: list[NodeWithScore], query: QueryBundle | None) -> QueryBundle:
+    """The query, which is there.
+
+    Raises:
+        tamis.InvalidInput: It is not, or something among the nodes is none.
+    """
+    if query is None:
+        raise tamis.InvalidInput("A reranker needs the query: pass query_bundle= or query_str= beside the nodes.")
+    for index, node in enumerate(nodes):
+        if not isinstance(node, NodeWithScore):
+            what = type(node).__name__
+            raise tamis.InvalidInput(f"Node {index} is a {what}; wrap it: NodeWithScore(node=...).")
+    return query
+
+
+def texts_of(nodes: Sequence[NodeWithScore], mode: MetadataMode) -> list[str]:
+    """What the model reads of each."""
+    return [node.node.get_content(metadata_mode=mode) for node in nodes]
+
+
+def rescored(
+    nodes: Sequence[NodeWithScore], hits: Sequence[tamis.Hit], signature: str | None, *, keep_retrieval_score: bool
+) -> list[NodeWithScore]:
+    """Copies of the nodes that were hit, in the order of the hits, with their scores.
+
+    Args:
+        nodes: Those that were ranked.
+        hits: Some of their ranking.
+        signature: Of the ranking; None leaves no mark.
+        keep_retrieval_score: Copy the inner nodes too, with the score they came with among their metadata.
+    """
+    out = []
+    for hit in hits:
+        node = _with_retrieval_score(nodes[hit.index]) if keep_retrieval_score else nodes[hit.index]
+        score = float(hit.score)
+        if signature is None:
+            out.append(node.model_copy(update={"score": score}))
+            continue
+        ranked = RankedNode(node=node.node, score=score)
+        ranked._mark = (signature, hit)
+        out.append(ranked)
+    return out
+
+
+def ranked_before(
+    nodes: Sequence[NodeWithScore], texts: Sequence[str], signature: str, model: str
+) -> tamis.Ranking | None:
+    """The ranking that the nodes come from, if all come from one with this signature, and with these texts."""
+    hits = []
+    for index, (node, text) in enumerate(zip(nodes, texts, strict=True)):
+        mark = node._mark if isinstance(node, RankedNode) else None
+        if mark is None or mark[0] != signature or mark[1].passage.text != text:
+            return None
+        hits.append(replace(mark[1], index=index))
+    return tamis.Ranking(sorted(hits, key=lambda hit: -hit.logit), model)
+
+
+@contextmanager
+def reported(
+    callbacks: CallbackManager, model: str, nodes: list[NodeWithScore], query: QueryBundle, top_n: int | None
+) -> Iterator[list[NodeWithScore]]:
+    """Sends both kinds of events around a ranking; what is put into the list that it yields is the outcome.
+
+    They are sent from the caller's thread: a worker of the engine knows nothing of the caller's span.
+    """
+    ranked: list[NodeWithScore] = []
+    limit = len(nodes) if top_n is None else top_n  # the event takes an int only
+    payload: dict[str, Any] = {
+        EventPayload.NODES: nodes,
+        EventPayload.MODEL_NAME: model,
+        EventPayload.QUERY_STR: query.query_str,
+        EventPayload.TOP_K: limit,
+    }
+    with callbacks.event(CBEventType.RERANKING, payload=payload) as event:
+        dispatcher.event(ReRankStartEvent(query=query, nodes=nodes, top_n=limit, model_name=model))
+        try:
+            yield ranked
+        finally:
+            dispatcher.event(ReRankEndEvent(nodes=ranked))
+        event.on_end(payload={EventPayload.NODES: ranked})
+
+
+def _with_retrieval_score(node: NodeWithScore) -> NodeWithScore:
+    inner = node.node
+    if RETRIEVAL_SCORE in inner.metadata:
+        return node
+    score = None if node.score is None else float(node.score)  # other postprocessors assign numpy's
+    update = {
+        "metadata": {**inner.metadata, RETRIEVAL_SCORE: score},
+        "excluded_llm_metadata_keys": [*inner.excluded_llm_metadata_keys, RETRIEVAL_SCORE],
+        "excluded_embed_metadata_keys": [*inner.excluded_embed_metadata_keys, RETRIEVAL_SCORE],
+    }
+    return node.model_copy(update={"node": inner.model_copy(update=update)})
