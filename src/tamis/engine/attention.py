@@ -168,7 +168,7 @@ def _filled(run: Run, own: Tensor, layer: int, which: int) -> Tensor:
 
 
 def _folded(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
-    """SDPA with a mask (n, 1, m, keys); query heads that share keys are taken as more queries, which reads keys once."""
+    """SDPA with a mask (n, 1, m, keys); query heads that share keys count as more queries, which reads keys once."""
     n, heads, m, _ = query.shape
     groups = key.shape[1]
     if mask is not None:

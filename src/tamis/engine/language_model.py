@@ -26,7 +26,6 @@ from tamis.engine.passages import PassageCache
 from tamis.engine.requests import Outputs, Row
 from tamis.engine.sequences import Tokens
 
-
 READ_PER_TOKEN = 8  # kept tokens that cost a batch about as much as one that is run
 
 

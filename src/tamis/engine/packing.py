@@ -160,7 +160,7 @@ class Layout:
 
     @cached_property
     def runs(self) -> list[Run]:
-        """Neighbours of equal length that read the same rows besides their own, or stored tokens of about one number."""
+        """Neighbours of equal length that read the same rows besides their own, or about as many stored ones."""
         runs: list[Run] = []
 
         def kind(number: int) -> tuple[int, int, bool, tuple[int, ...], int, int]:
