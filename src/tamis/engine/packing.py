@@ -175,7 +175,7 @@ class Layout:
             numbers = list(group)
             rows = (self.edges[before], len(self.segments[before])) if before >= 0 else (0, 0)
             first = self.segments[numbers[0]]
-            stored, each = first.stored, ()
+            stored, each = first.stored, tuple[KeyValues, ...]()
             if several and len(numbers) > 1:
                 stored, each = stored[:-1], tuple(self.segments[n].stored[-1] for n in numbers)
             run = Run(self.edges[numbers[0]], len(numbers), length, rows, itself, stored, first.home, each)
