@@ -261,8 +261,8 @@ def step_of(rows: int) -> int:
     """What a number of rows is rounded up to, where every new number costs.
 
     On a CPU, oneDNN compiles and keeps a kernel for each shape of a 16-bit product it meets, about 0.7 ms and 0.7 MB
-    each, and blocks of ever new sizes leave the heap full of holes. Rounded, a process meets some two dozen sizes. A few
-    rows, which are steps of answers, are rounded to a power of two: 32 rows cost twice what one row does.
+    each, and blocks of ever new sizes leave the heap full of holes. Rounded, a process meets some two dozen sizes. Few
+    rows, the steps of answers, are rounded to a power of two: 32 rows cost twice what one row does.
 
     >>> [step_of(rows) for rows in (1, 3, 20, 300, 2000)]
     [1, 4, 32, 64, 128]
