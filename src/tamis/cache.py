@@ -62,6 +62,10 @@ class ByteLRU(Generic[T]):
             assert self._evicted is not None  # noqa: S101 - asked in the line above
             self._evicted(oldest, old)
 
+    def __contains__(self, key: Hashable) -> bool:
+        with self._lock:
+            return key in self._values
+
     def items(self) -> list[tuple[Hashable, T]]:
         """Keys and values, the oldest first; none of them is newer for it."""
         with self._lock:

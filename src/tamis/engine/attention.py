@@ -116,6 +116,8 @@ def _by_runs(
         mask = layout.mask(run, window, causal=causal)
         if attend is not None:
             out = attend(own(query), keys, values, mask, scaling)
+        elif run.each:
+            out = _folded(own(query), keys, values, mask, scaling)
         else:
             flag = causal and not run.known and not (window and run.length > window)  # the kernel's own mask
             out = sdpa(
@@ -138,6 +140,8 @@ def _read(run: Run, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, la
     if run.home is not None:
         k, v = run.home.put(layer, key[0], value[0])
         return k[None], v[None]
+    if run.each:
+        return tuple(_filled(run, own, layer, which) for which, own in enumerate((key, value)))  # type: ignore[return-value]
     row, length = run.before
     if not length and not run.stored:
         return key, value
@@ -149,6 +153,28 @@ def _read(run: Run, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, la
         return torch.cat([*parts, own], dim=2) if run.itself else torch.cat(parts, dim=2)
 
     return whole(key, keys, 0), whole(value, values, 1)
+
+
+def _filled(run: Run, own: Tensor, layer: int, which: int) -> Tensor:
+    """What all read, what each reads, filled up with zeros to the longest, and their own: (n, G, all, D)."""
+    longest, start = max(map(len, run.each)), sum(map(len, run.stored))
+    out = own.new_zeros(run.n, own.shape[1], start + longest + run.length, own.shape[3])
+    out[:, :, start + longest :] = own
+    if run.stored:
+        out[:, :, :start] = torch.cat([one.layers[layer][which] for one in run.stored], dim=1)
+    for place, one in enumerate(run.each):
+        out[place, :, start : start + len(one)] = one.layers[layer][which]
+    return out
+
+
+def _folded(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
+    """SDPA with a mask (n, 1, m, keys); query heads that share keys count as more queries, which reads keys once."""
+    n, heads, m, _ = query.shape
+    groups = key.shape[1]
+    if mask is not None:
+        mask = mask.repeat(1, 1, heads // groups, 1)
+    query = query.reshape(n, groups, heads // groups * m, -1)
+    return sdpa(query, key, value, attn_mask=mask, scale=scaling).reshape(n, heads, m, -1)
 
 
 def by_hand(
@@ -212,7 +238,7 @@ def _varlen(
 
     q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))  # (T, heads, D)
     key_offsets, longest_key = layout.offsets, max(map(len, layout.segments))
-    if any(run.stored or run.home is not None for run in layout.runs):
+    if any(run.stored or run.each or run.home is not None for run in layout.runs):
         pairs = [pair for run in layout.runs for pair in _each(run, key, value, layer)]
         k, v = (torch.cat([pair[which].transpose(0, 1) for pair in pairs]) for which in (0, 1))
         counts = [pair[0].shape[1] for pair in pairs]
@@ -245,6 +271,12 @@ def _varlen(
 
 def _each(run: Run, keys: Tensor, values: Tensor, layer: int) -> list[Pair]:
     """What each segment of a run reads, (G, all, D)."""
+    if run.each:
+        parts = [
+            run._replace(row=run.row + i * run.length, n=1, stored=(*run.stored, one), each=())
+            for i, one in enumerate(run.each)
+        ]
+        return [pair for part in parts for pair in _each(part, keys, values, layer)]
     rows = slice(run.row, run.row + run.n * run.length)
     own = [x[0, :, rows].unflatten(1, (run.n, run.length)).transpose(0, 1) for x in (keys, values)]
     k, v = _read(run, own[0], own[1], keys, values, layer)

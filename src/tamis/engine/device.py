@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from tamis.engine.counters import Counters
@@ -46,6 +46,8 @@ class Runner(Protocol):
     def free(self) -> None:
         """Lets go of the model."""
 
+    # A runner that need not run all of a sequence also has `cost(tokens) -> int`: what it takes of a batch's budget.
+
 
 class Exchange(Protocol):
     """Where a device gets work and brings rows: the engine."""
@@ -78,6 +80,7 @@ class Device:
 
     def __init__(self, runner: Runner, batch_tokens: int) -> None:
         self.runner = runner
+        self.cost: Callable[[Tokens], int] = getattr(runner, "cost", len)
         self.budget = batch_tokens
         self.thread: threading.Thread | None = None
         self._full = batch_tokens
@@ -108,7 +111,7 @@ class Device:
         while todo:
             todo = [work for work in todo if exchange.wanted(work)]
             sequences = [work.payload.tokens for work in todo]
-            batches = cut(sequences, self.budget, padded=self.runner.padded, shares=self.runner.shares)
+            batches = cut(sequences, self.budget, padded=self.runner.padded, shares=self.runner.shares, cost=self.cost)
             if not batches:
                 return
             # Only the first is run: a batch that does not fit changes the budget, and with it all later cuts.
@@ -128,7 +131,7 @@ class Device:
             self._isolate(exchange, batch, error)
             return []
         exchange.counters.ran(
-            [work.cost for work in batch],
+            [len(work.payload.tokens) for work in batch],
             time.perf_counter() - start,
             padded=self.runner.padded,
             spared=self._spared(batch),

@@ -175,7 +175,7 @@ class Engine:
                 continue
             work = self._pending.get(key)
             if work is None:
-                work = self._pending[key] = Work(Sent(tokens, key, [], job), len(tokens))
+                work = self._pending[key] = Work(Sent(tokens, key, [], job), self._devices[0].cost(tokens))
                 new.append(work)
             elif work.waiting:  # in another job's line, where it may have to wait for longer than in ours
                 self.counters.shared += 1

@@ -27,6 +27,8 @@ from tamis.engine.passages import PassageCache
 from tamis.engine.requests import Outputs, Row
 from tamis.engine.sequences import Tokens
 
+READ_PER_TOKEN = 8  # kept tokens that cost a batch about as much as one that is run
+
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Ranked(Tokens):
@@ -152,6 +154,12 @@ class LanguageModel:
     def survives_fork(self) -> bool:
         """True on a CPU."""
         return self.backbone.device.type == "cpu"
+
+    def cost(self, tokens: Tokens) -> int:
+        """What a sequence takes of a batch's budget: the tokens to run, and a little for those that they read."""
+        if not isinstance(tokens, Ranked) or key_of(tokens.ids[: tokens.end]) not in self.passages:
+            return len(tokens)
+        return len(tokens) - tokens.end + tokens.end // READ_PER_TOKEN
 
     @torch.inference_mode()
     def run(self, batch: Sequence[Tokens]) -> Outputs:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -72,7 +72,7 @@ class Run(NamedTuple):
     """Neighbours that attention can take as one small batch: `n` segments of `length` rows, from `row` on.
 
     All of them also read what is `stored`, or at `home`, then the rows `before` (first row, number of rows), and each
-    its own unless `itself` is False.
+    its own unless `itself` is False. Where each has stored tokens of its own besides, those are in `each`.
     """
 
     row: int
@@ -82,12 +82,13 @@ class Run(NamedTuple):
     itself: bool = True
     stored: tuple[KeyValues, ...] = ()
     home: Home | None = None
+    each: tuple[KeyValues, ...] = ()
 
     @property
     def known(self) -> int:
         """Tokens that are read besides the own ones."""
         stored = len(self.home) if self.home is not None else sum(map(len, self.stored))
-        return stored + self.before[1]
+        return stored + self.before[1] + max(map(len, self.each), default=0)
 
 
 def segments_of(batch: Sequence[Tokens], *, share: bool = False) -> list[Segment]:
@@ -140,7 +141,7 @@ class Layout:
         self.spans = [slice(*spans[i]) for i in sorted(spans)]
         self.lengths = [span.stop - span.start for span in self.spans]
         self.kept: dict[int, list[Pair]] = {n: [] for n, segment in enumerate(self.segments) if segment.keep}
-        self._masks: dict[tuple[int, int, int | None, bool, bool], Tensor | None] = {}
+        self._masks: dict[tuple[Any, ...], Tensor | None] = {}
 
     @property
     def rows(self) -> int:
@@ -159,19 +160,26 @@ class Layout:
 
     @cached_property
     def runs(self) -> list[Run]:
-        """Neighbours of equal length that read the same rows besides their own."""
+        """Neighbours of equal length that read the same rows besides their own, or about as many stored ones."""
         runs: list[Run] = []
 
-        def kind(number: int) -> tuple[int, int, bool, tuple[int, ...], int]:
+        def kind(number: int) -> tuple[int, int, bool, tuple[int, ...], int, int]:
             segment = self.segments[number]
             home = 0 if segment.home is None else id(segment.home)
-            return len(segment), segment.before, segment.itself, tuple(map(id, segment.stored)), home
+            several = len(segment.stored) > 1 and segment.before < 0 and segment.itself
+            stored = segment.stored[:-1] if several else segment.stored
+            size = len(segment.stored[-1]).bit_length() if several else 0  # what is filled up at most doubles it
+            return len(segment), segment.before, segment.itself, tuple(map(id, stored)), home, size
 
-        for (length, before, itself, *_), group in groupby(range(len(self.segments)), kind):
+        for (length, before, itself, *_, several), group in groupby(range(len(self.segments)), kind):
             numbers = list(group)
             rows = (self.edges[before], len(self.segments[before])) if before >= 0 else (0, 0)
             first = self.segments[numbers[0]]
-            runs.append(Run(self.edges[numbers[0]], len(numbers), length, rows, itself, first.stored, first.home))
+            stored, each = first.stored, tuple[KeyValues, ...]()
+            if several and len(numbers) > 1:
+                stored, each = stored[:-1], tuple(self.segments[n].stored[-1] for n in numbers)
+            run = Run(self.edges[numbers[0]], len(numbers), length, rows, itself, stored, first.home, each)
+            runs.append(run)
         return runs
 
     @cached_property
@@ -218,20 +226,29 @@ class Layout:
     def mask(self, run: Run, width: int | None, *, causal: bool) -> Tensor | None:
         """Which keys each query of a segment sees: bool, (length, keys), its own keys last; None if all.
 
-        `width` is exclusive, as transformers hands it over: `|query - key| < width`, and the past only if causal.
+        Where each segment of the run has stored tokens of its own, (n, 1, length, keys), in the middle those, filled up
+        to the longest. `width` is exclusive, as transformers hands it over: `|query - key| < width`, and the past only
+        if causal.
         """
         length, before = run.length, run.known
         near = width if width and before + length > width else None
-        if near is None and not (causal and run.itself):
+        if near is None and not (causal and run.itself) and not run.each:
             return None
-        key = (length, before, near, causal, run.itself)
+        each = tuple(map(len, run.each))
+        key = (length, before, near, causal, run.itself, each)
         if key not in self._masks:
             asked = torch.arange(before, before + length, device=self.device)
             keys = torch.arange(before + length if run.itself else before, device=self.device)
             distance = asked[:, None] - keys
             seen = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
+            if each:
+                longest = max(each)
+                short = longest - torch.tensor(each, device=self.device)[:, None, None, None]  # (n, 1, 1, 1)
+                middle = (keys >= before - longest) & (keys < before)
+                seen = seen & ~(middle & (keys >= before - short))
+                distance = distance - torch.where(keys < before, short, 0)
             if near is not None:
-                seen &= (distance < near) & (distance > -near)
+                seen = seen & (distance < near) & (distance > -near)
             self._masks[key] = seen
         return self._masks[key]
 
@@ -244,11 +261,14 @@ def step_of(rows: int) -> int:
     """What a number of rows is rounded up to, where every new number costs.
 
     On a CPU, oneDNN compiles and keeps a kernel for each shape of a 16-bit product it meets, about 0.7 ms and 0.7 MB
-    each, and blocks of ever new sizes leave the heap full of holes. Rounded, a process meets some two dozen sizes.
+    each, and blocks of ever new sizes leave the heap full of holes. Rounded, a process meets some two dozen sizes. Few
+    rows, the steps of answers, are rounded to a power of two: 32 rows cost twice what one row does.
 
-    >>> [step_of(rows) for rows in (20, 300, 2000)]
-    [32, 64, 128]
+    >>> [step_of(rows) for rows in (1, 3, 20, 300, 2000)]
+    [1, 4, 32, 64, 128]
     """
+    if rows <= 32:
+        return 1 << max(0, rows - 1).bit_length()
     return 32 if rows <= 256 else 64 if rows <= 512 else 128
 
 

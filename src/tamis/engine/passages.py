@@ -63,6 +63,10 @@ class PassageCache:
         self._near: ByteLRU[KeyValues] = ByteLRU(limit, evicted=self._leaves)
         self.hits = self.misses = 0
 
+    def __contains__(self, key: bytes) -> bool:
+        """Whether the entry is on the device."""
+        return key in self._near
+
     def get(self, key: bytes) -> KeyValues | None:
         """The entry, brought back to the device if it had left it."""
         found = self._near.get(key)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,11 +60,18 @@ def in_order(batch: Sequence[Tokens], *, shares: bool = False) -> list[int]:
     return sorted(range(len(batch)), key=lambda i: (keys[i], -len(batch[i])))
 
 
-def cut(batch: Sequence[Tokens], budget: int, *, padded: bool = False, shares: bool = False) -> list[slice]:
+def cut(
+    batch: Sequence[Tokens],
+    budget: int,
+    *,
+    padded: bool = False,
+    shares: bool = False,
+    cost: Callable[[Tokens], int] = len,
+) -> list[slice]:
     """Consecutive batches that cost at most `budget` tokens each; a sequence above it is a batch of its own.
 
-    A packed batch costs the sum of its lengths, less what its sequences share; a padded one its longest length times
-    its size.
+    A packed batch costs the sum of its sequences' costs (their lengths, if the model says nothing else), less what they
+    share; a padded one its longest length times its size.
 
     >>> batch = [Tokens(np.zeros(n, np.int32)) for n in (5, 4, 3, 3)]
     >>> cut(batch, 8), cut(batch, 8, padded=True) == cut(batch, 8)
@@ -75,14 +82,15 @@ def cut(batch: Sequence[Tokens], budget: int, *, padded: bool = False, shares: b
     begun: set[bytes] = set()
     for i, tokens in enumerate(batch):
         longest = max(longest, len(tokens))
-        cost = len(tokens) - saved(tokens, begun, shares=shares)
-        if i > start and (longest * (i - start + 1) if padded else total + cost) > budget:
+        alone = cost(tokens)
+        more = alone - saved(tokens, begun, shares=shares)
+        if i > start and (longest * (i - start + 1) if padded else total + more) > budget:
             batches.append(slice(start, i))
             start, total, longest = i, 0, len(tokens)
             begun.clear()
-            cost = len(tokens)
+            more = alone
         begun.add(tokens.beginning)
-        total += cost
+        total += more
     if batch:
         batches.append(slice(start, len(batch)))
     return batches
