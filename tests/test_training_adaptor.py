@@ -25,7 +25,7 @@ TEXTS = [*tiny.TEXT, *tt.PASSAGES]
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
     return tiny.sentence_layout(
-        tiny.save_encoder(tmp_path_factory.mktemp("bert"), "bert"), "mean", ("Normalize", None)
+        tiny.save_encoder(tmp_path_factory.mktemp("bert"), "bert", **tt.STILL), "mean", ("Normalize", None)
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
+import beir
 import tamis
 import tiny
 import tiny_training as tt
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.peers
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
-    return tiny.save_encoder(tmp_path_factory.mktemp("bert"), "bert")
+    return tiny.save_encoder(tmp_path_factory.mktemp("bert"), "bert", **tt.STILL)
 
 
 def reference(folder, query, passages, dim=None):
@@ -146,7 +147,7 @@ def test_the_recipe_files(tmp_path, name):
     recipe = read_recipe(Path(__file__).parent.parent / "cookbook" / "recipes" / f"{name}.toml")
     assert recipe.recipe == name
     module = recipe_module(recipe)
-    assert module.NAME == name
+    assert name == module.NAME
     module.described(from_table(module.Options, recipe.options, "[options]"))
     st.arguments(replace(recipe, arguments={**recipe.arguments, "bf16": False}), tmp_path)
 
@@ -195,3 +196,24 @@ def test_the_loss_module_reads_columns_apart():
     given = loss([{"texts": ["q"]}, {"texts": ["a"]}, {"texts": ["b"]}], labels)
     p, q = F.softmax(torch.tensor([2.0, 1.2]), 0), F.softmax(torch.tensor([1.8, 0.2]), 0)
     assert given.item() == pytest.approx((p * (p / q).log()).sum().item(), abs=1e-6)
+
+
+# -- a run from its recipe to its card ---------------------------------------------------------------------------------
+
+
+def test_a_run_ends_with_an_evaluation_and_a_card(tmp_path, encoder):
+    from tamis.training.recipe import DataOptions, EvaluationOptions
+    from tamis.training.run import train
+
+    folder = str(beir.save_collection(tmp_path / "tiny", split="train"))
+    beir.save_collection(tmp_path / "tiny")
+    recipe = replace(
+        tt.recipe("bi-encoder", encoder, tmp_path / "out", {"dims": [16]}, max_steps=3),
+        data=DataOptions((folder,), negatives=1),
+        evaluation=EvaluationOptions((folder,), top=5),
+    )
+    trained = train(recipe, progress=False)
+    assert {"nDCG@10"} <= set(trained.before) & set(trained.after)
+    assert "nDCG@10" in (trained.folder / "README.md").read_text()
+    with tamis.load(trained.folder, dim=16) as reranker:
+        assert len(reranker.rank("zip", list(beir.PASSAGES.values()))) == 6

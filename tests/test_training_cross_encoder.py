@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from tamis.training import cross_encoder
 from tamis.training.calibration import calibrate, head_of, platt
 from tamis.training.cross_encoder import Options, split
 from tamis.training.ranking_losses import columns, soft, targets
+from tamis.training.recipe import from_table, read_recipe
 from tamis.training.rows import Example
 
 pytestmark = pytest.mark.peers
@@ -82,7 +84,6 @@ def test_it_learns_and_scores_as_in_sentence_transformers(tmp_path, classifier, 
     assert tt.falls(trainer)
     np.testing.assert_allclose(given(folder), reference(folder, ASKED, tiny.TEXT), atol=1e-4)
     assert np.abs(np.array(given(folder)) - given(classifier("bert"))).max() > 1e-2
-    assert not (folder / "start").exists()
 
 
 def test_a_new_head_on_an_encoder(tmp_path):
@@ -327,3 +328,16 @@ def test_calibration_leaves_alone_what_it_cannot_fit(classifier):
     worse = (0.0, 1.0) if logits[0] > logits[1] else (1.0, 0.0)
     assert calibrate(model, [Example("q", ("a", "b c d"), worse)]) == (1.0, 0.0)
     assert torch.equal(head_of(model).weight, weight)
+
+
+@pytest.mark.parametrize(
+    "name", ["cross-encoder", "cross-encoder-mistral", "cross-encoder-nemo", "distillation", "tamis-mini"]
+)
+def test_the_recipe_files(tmp_path, name):
+    made = read_recipe(Path(__file__).parents[1] / "cookbook" / "recipes" / f"{name}.toml")
+    assert made.recipe == cross_encoder.NAME
+    options = from_table(Options, made.options, "[options]")
+    here = {**made.arguments, "bf16": False}
+    arguments = cross_encoder._arguments(replace(made, arguments=here), options, tmp_path, evaluates=True)
+    assert arguments.output_dir == str(tmp_path)
+    assert arguments.seed == made.seed

@@ -22,12 +22,12 @@ pytestmark = pytest.mark.peers
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory):
-    return tiny.save_encoder(tmp_path_factory.mktemp("student"), "bert")
+    return tiny.save_encoder(tmp_path_factory.mktemp("student"), "bert", **tt.STILL)
 
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
-    folder = tiny.save_encoder(tmp_path_factory.mktemp("teacher"), "bert", 3, hidden_size=96)
+    folder = tiny.save_encoder(tmp_path_factory.mktemp("teacher"), "bert", 3, hidden_size=96, **tt.STILL)
     return tiny.sentence_layout(folder, "mean", ("Normalize", None))
 
 

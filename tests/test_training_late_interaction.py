@@ -17,7 +17,7 @@ pytestmark = pytest.mark.peers
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
-    return tiny.save_encoder(tmp_path_factory.mktemp("bert"), "bert")
+    return tiny.save_encoder(tmp_path_factory.mktemp("bert"), "bert", **tt.STILL)
 
 
 def reference(folder, query, passages):

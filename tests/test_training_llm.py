@@ -51,12 +51,13 @@ def test_it_learns_and_scores_as_in_sentence_transformers(tmp_path, model, optio
     rate = {"learning_rate": 2e-4} if options.get("tune") == "full" else {}
     trainer = trained(model, tmp_path / "out", options, **rate)
     assert tt.falls(trainer)
-    with yes_no.load(tmp_path / "out", Options(**options)) as reranker:
-        assert reranker.mode == "causal-lm"
-        given = reranker.logits(tt.QUERIES[0], tiny.TEXT)
-    np.testing.assert_allclose(given, reference(tmp_path / "out", tt.QUERIES[0], tiny.TEXT), atol=2e-3)
-    with yes_no.load(model, Options()) as before:
-        assert np.abs(np.array(before.logits(tt.QUERIES[0], tiny.TEXT)) - given).max() > 1e-2
+    expected = reference(tmp_path / "out", tt.QUERIES[0], tiny.TEXT)
+    with tamis.load(tmp_path / "out", dtype="float32") as reranker:
+        np.testing.assert_allclose(reranker.logits(tt.QUERIES[0], tiny.TEXT), expected, atol=1e-3)
+    with yes_no.load(tmp_path / "out", Options(**options)) as after, yes_no.load(model, Options()) as before:
+        assert after.mode == before.mode == "causal-lm"
+        changed = np.array(before.logits(tt.QUERIES[0], tiny.TEXT)) - after.logits(tt.QUERIES[0], tiny.TEXT)
+    assert np.abs(changed).max() > 1e-2
 
 
 def test_it_begins_where_the_chat_model_stands(tmp_path, model):
@@ -86,16 +87,16 @@ def test_what_was_tuned_can_be_tuned_on(tmp_path, model):
 def test_the_first_layers_of_a_deeper_model(tmp_path, model):
     options = {"num_layers": 2}
     trained(model, tmp_path / "out", options, max_steps=2)
-    with yes_no.load(tmp_path / "out", Options(**options)) as reranker:
-        given = reranker.logits(tt.QUERIES[0], tiny.TEXT)
-    np.testing.assert_allclose(given, reference(tmp_path / "out", tt.QUERIES[0], tiny.TEXT), atol=2e-3)
+    expected = reference(tmp_path / "out", tt.QUERIES[0], tiny.TEXT)
+    with tamis.load(tmp_path / "out", dtype="float32") as reranker:
+        np.testing.assert_allclose(reranker.logits(tt.QUERIES[0], tiny.TEXT), expected, atol=1e-3)
 
 
 def test_roles_template():
     import jinja2
 
     text = 'He said "{query}"\n\\n {% if %} {{ x }} ü 日 {passage} end'
-    template = jinja2.Environment(autoescape=False).from_string(roles_template(text))  # noqa: S701 - no page is made
+    template = jinja2.Environment(autoescape=False).from_string(roles_template(text))
     messages = [{"role": "query", "content": " a{passage} "}, {"role": "document", "content": "b"}]
     expected = 'He said " a{passage} "\n\\n {% if %} {{ x }} ü 日 b end'
     assert template.render(messages=messages) == expected

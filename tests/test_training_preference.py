@@ -93,11 +93,11 @@ def test_the_recipe(tmp_path, teacher, collection):
 
     from tamis.training.recipe import DataOptions
 
-    encoder = tiny.save_encoder(tmp_path / "bert", "bert")
+    encoder = tiny.save_encoder(tmp_path / "bert", "bert", **tt.STILL)
     rows = tmp_path / "more.jsonl"
     rows.write_text('{"query": "who?", "pos": ["he", "she"], "scores": [0.25, 0.5]}\n{"query": "x", "pos": ["y"]}\n')
-    options = Options(teacher=str(teacher), passages=3, beta=0.01)
-    recipe = tt.recipe("llm-preference", encoder, tmp_path / "out")
+    options = Options(teacher=str(teacher), passages=3, temperature=0.5, beta=0.01)
+    recipe = tt.recipe("llm-preference", encoder, tmp_path / "out", max_steps=20)
     recipe = replace(recipe, data=DataOptions((str(write(collection, tmp_path / "tiny")), str(rows))))
     examples = preference.examples(recipe, options, progress=False)
     assert {e.query for e in examples} == {*tt.QUERIES[:3], "who?"}

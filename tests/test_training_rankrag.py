@@ -19,8 +19,10 @@ from tamis.rankrag.prompts import NOT_FOUND, PAPER, chat_wording
 from tamis.tokenizing import TextTokenizer
 from tamis.training.rankrag import Options, examples
 from tamis.training.rankrag_chats import collection_chats, read_chats
-from tamis.training.rankrag_data import NOT_THERE, RATIOS, Mix, Sample, blend, read_back, write_jsonl
+from tamis.training.rankrag_data import blend
+from tamis.training.rankrag_drawing import NOT_THERE
 from tamis.training.rankrag_passages import shortened
+from tamis.training.rankrag_samples import RATIOS, Mix, Sample, read_back, write_jsonl
 from tamis.training.rankrag_tokens import IGNORED, SampleEncoder, end_of_turn
 from tamis.training.recipe import DataOptions, Recipe
 

@@ -19,7 +19,7 @@ from tamis.training.rankrag import Options
 from tamis.training.recipe import DataOptions, read_recipe
 from tamis.training.run import recipe_module, train
 
-pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")]
+pytestmark = pytest.mark.peers
 
 SMALL = {"samples": 48, "contexts": 2, "share": 4, "questions": 2, "max_length": 768, "style": "plain"}
 RECIPES = Path(__file__).parents[1] / "cookbook" / "recipes"
@@ -88,7 +88,8 @@ def reference(model, folder, options, question, passages):
 
     full = options.get("tune") == "full"
     tuned = AutoModelForCausalLM.from_pretrained(folder if full else model, dtype=torch.float32)
-    tuned = tuned if full else PeftModel.from_pretrained(tuned, folder)
+    with language_model.quiet_peft():
+        tuned = tuned if full else PeftModel.from_pretrained(tuned, folder)
     start = language_model.begin(str(model))
     prompts = rankrag.SampleEncoder(rankrag.wording_of(start, "plain"), start.text, start.ends, 768)
     (true, _), *_ = _forms(prompts._prompts, start.text, "tiny")

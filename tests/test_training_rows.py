@@ -52,7 +52,15 @@ def test_bad_rows_are_named_all_at_once(tmp_path):
     with pytest.raises(tamis.InvalidInput) as caught:
         read_examples(DataOptions((str(file), str(other))), 0)
     lines = str(caught.value)
-    for place in ("bad.jsonl:2", "bad.jsonl:3", "bad.jsonl:4", "bad.jsonl:5", "bad.jsonl:7", "bad.jsonl:8", "bad.jsonl:9"):
+    for place in (
+        "bad.jsonl:2",
+        "bad.jsonl:3",
+        "bad.jsonl:4",
+        "bad.jsonl:5",
+        "bad.jsonl:7",
+        "bad.jsonl:8",
+        "bad.jsonl:9",
+    ):
         assert place in lines
     assert "other.jsonl:1" in lines
     assert "bad.jsonl:1:" not in lines
@@ -115,7 +123,9 @@ def test_examples_of_a_folder(tmp_path):
         *({"_id": f"d{i}", "title": f"About river number {i}", "text": f"The river {w} is long. It flows {i}."} for i, w in
           enumerate(["Po", "Ob", "Don", "Aar", "Inn"])),
     )  # fmt: skip
-    jsonl(folder / "queries.jsonl", {"_id": "q", "text": "How long is the river Po?"}, {"_id": "r", "text": "river Inn"})
+    jsonl(
+        folder / "queries.jsonl", {"_id": "q", "text": "How long is the river Po?"}, {"_id": "r", "text": "river Inn"}
+    )
     (folder / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\nq\td0\t1\nr\td4\t1\n")
     data = DataOptions((str(folder),), negatives=2, titles=2)
     examples = read_examples(data, 3)

@@ -52,3 +52,6 @@ def falls(trainer: Any) -> bool:
     logged = losses(trainer)
     third = max(1, len(logged) // 3)
     return sum(logged[-third:]) < sum(logged[:third])
+
+
+STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # so that ten steps show that the loss falls

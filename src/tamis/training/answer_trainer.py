@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -93,7 +94,26 @@ class SeededLengthSampler(LengthGroupedSampler):  # type: ignore[misc]  # transf
 
 
 class AnswerTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is untyped here
-    """SFTTrainer whose loss is transformers' own, from the logits that the collator asks for."""
+    """SFTTrainer whose loss is transformers' own, from the logits that the collator asks for.
+
+    Args:
+        base: What the model that it begins with is called.
+        options: SFTTrainer's.
+    """
+
+    def _send_telemetry(self) -> None:
+        """TRL would report each run to its makers; nobody asked for that."""
+
+    def __init__(self, *, base: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.base = base
+        self.written = Path(self.args.output_dir) / "last"  # what `train` ended with, in files
+
+    def train(self, *args: Any, **options: Any) -> Any:
+        """As Trainer's, and writes the result, since every process has to take part where weights are spread."""
+        done = super().train(*args, **options)
+        self.save_model(str(self.written))
+        return done
 
     def compute_loss(
         self,

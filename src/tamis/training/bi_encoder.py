@@ -134,12 +134,12 @@ def columns(examples: Sequence[Example], options: Options, prompt: str = "") -> 
 def _labelled(examples: Sequence[Example], options: Options, prompt: str) -> tuple[list[str], list[tuple[Any, ...]]]:
     """One row a positive; with "triplet" one for each of its negatives."""
     if options.loss == "triplet":
-        rows = [(st.asked(e, prompt), p, n) for e in examples for p in e.positives for n in e.negatives]
-        return ["query", "positive", "negative"], rows
+        triplets = [(st.asked(e, prompt), p, n) for e in examples for p in e.positives for n in e.negatives]
+        return ["query", "positive", "negative"], list(triplets)
     count = max((len(e.negatives) for e in examples), default=0)
     every = list(dict.fromkeys(n for e in examples for n in e.negatives))
     others = cycle(every)  # for queries without negatives: another's, as there are others' in the batch anyway
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for e in examples:
         own = list(islice(cycle(e.negatives), count)) if e.negatives else list(islice(others, count))
         rows += [(st.asked(e, prompt), p, *own) for p in e.positives]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 MEASURES = ("nDCG@10", "MRR@10", "Recall@5")
 BEFORE, AFTER = "before", "after"  # the names of start and result in reports
-EMBEDDED_ID = "sentence-transformers/all-MiniLM-L6-v2"  # what "embedded" is where there is no tamis
-LIBRARIES = ("tamis", "torch", "transformers", "sentence-transformers")
+EMBEDDED_IDS = ("sentence-transformers/all-MiniLM-L6-v2", "HuggingFaceTB/SmolLM2-135M-Instruct")
+LANGUAGE_MODELS = ("layerwise", "llm-reranker", "rankrag")  # recipes that start from the second
+LIBRARIES = ("torch", "transformers", "sentence-transformers")
 
 
 def card(
@@ -44,7 +45,7 @@ def card(
         "---",
         "library_name: tamis",
         "pipeline_tag: text-ranking",
-        *([f"base_model: {base}"] if (base := _base(recipe["model"])) else []),
+        *([f"base_model: {base}"] if (base := _base(recipe["model"], recipe["recipe"])) else []),
         "---",
         "",
         f"# {Path(recipe['output']).name}",
@@ -66,10 +67,10 @@ def card(
     return "\n".join(lines)
 
 
-def _base(model: str) -> str:
+def _base(model: str, recipe: str) -> str:
     """The hub id of what it was trained from; empty where it is a folder."""
     if model == "embedded":
-        return EMBEDDED_ID
+        return EMBEDDED_IDS[recipe in LANGUAGE_MODELS]
     return "" if Path(model).expanduser().exists() or model.count("/") != 1 else model
 
 
@@ -110,10 +111,6 @@ def _row(name: str, means: Sequence[Mapping[str, float]]) -> str:
 
 
 def _versions() -> str:
-    found = []
-    for name in LIBRARIES:
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            found.append(name)
-    return ", ".join(found)
+    from tamis import __version__
+
+    return ", ".join([f"tamis {__version__}", *(f"{name} {version(name)}" for name in LIBRARIES)])

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from tamis.training.cross_encoder import Options
 
-START = "start"  # the folder in a run's where its beginning stands until it is done
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout", "hidden_dropout")
 HEADS = ("classifier", "score", "head")
 EAGER = 256  # tokens

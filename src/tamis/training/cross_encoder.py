@@ -7,7 +7,6 @@ Over sentence-transformers' CrossEncoderTrainer and its losses. What each loss a
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 from tamis.errors import InvalidInput
 from tamis.training.adapters import Lora, merge
 from tamis.training.calibration import calibrate
-from tamis.training.checkpoints import START, checkpoint, decoders, is_decoder, start
+from tamis.training.checkpoints import checkpoint, decoders, is_decoder, start
 from tamis.training.ranking_losses import LISTS, LOSSES, columns, make_loss, soft
 from tamis.training.recipe import Recipe, from_table
 from tamis.training.rows import Example
+from tamis.training.run_folder import START
 
 if TYPE_CHECKING:
     from sentence_transformers.cross_encoder import CrossEncoder, CrossEncoderTrainer
@@ -154,7 +154,12 @@ def _arguments(recipe: Recipe, options: Options, checkpoints: Path, *, evaluates
     import torch
     from sentence_transformers.cross_encoder import CrossEncoderTrainingArguments
 
-    usual: dict[str, Any] = {"report_to": "none", "use_cpu": not torch.cuda.is_available(), "eval_strategy": "steps"}
+    usual: dict[str, Any] = {
+        "report_to": "none",
+        "use_cpu": not torch.cuda.is_available(),
+        "eval_strategy": "steps",
+        "ddp_find_unused_parameters": False,  # DDP looks for tensors in what CrossEncoder returns, and finds none there
+    }
     if options.loss == "contrastive":
         usual["batch_sampler"] = "no_duplicates"  # another's positive is taken for a negative
     if options.patience is not None:
@@ -200,7 +205,6 @@ def save(trainer: CrossEncoderTrainer, folder: Path, options: Options, examples:
         if len(prompts) == 1 and any(prompts):
             model.prompts, model.default_prompt_name = {"query": prompts.pop()}, "query"
         model.to(dtype).save_pretrained(str(folder), create_model_card=False, safe_serialization=True)
-    shutil.rmtree(Path(trainer.args.output_dir).parent / START, ignore_errors=True)
 
 
 def load(model: str | Path, options: Options) -> Reranker:

@@ -8,7 +8,7 @@ while they train, and saved as transformers' `...ForSequenceClassification`. Onl
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,13 @@ from tamis.training.cross_encoder import Options
 from tamis.training.processes import first_before_others, is_first
 from tamis.training.recipe import Recipe
 
-BIDIRECTIONAL = {"model_type": "llama_bidirec", "architectures": ["LlamaBidirectionalForSequenceClassification"]}
+BIDIRECTIONAL = {
+    "model_type": "llama_bidirec",
+    "architectures": ["LlamaBidirectionalForSequenceClassification"],
+    "is_causal": False,
+    "pooling": "avg",
+    "temperature": 1.0,
+}
 
 
 class PromptedCrossEncoder(CrossEncoder):  # type: ignore[misc]  # untyped here
@@ -53,7 +59,7 @@ def begin(recipe: Recipe, options: Options, folder: Path) -> PromptedCrossEncode
         folder: Made: the checkpoint's files, with the config that it is trained with.
 
     Raises:
-        InvalidInput: It is a GGUF file, is not as deep as `num_layers`, or does not read `max_length` tokens.
+        InvalidInput: It is a GGUF file, or an option does not fit it.
         LoadError: It cannot be loaded.
     """
     found = checkpoint(recipe.model)
@@ -62,6 +68,10 @@ def begin(recipe: Recipe, options: Options, folder: Path) -> PromptedCrossEncode
     found.check_weights()
     config = transformer.read_config(found, LoadOptions(num_layers=options.num_layers, attention="padded"))
     both_ways = options.bidirectional or getattr(config, "is_causal", True) is False
+    if both_ways and config.model_type != "llama":
+        raise InvalidInput(
+            f"[options] bidirectional is for Llamas, whose layout says so; this is a {config.model_type}."
+        )
     config.is_causal = not both_ways
     fit_config(config, options)
     with first_before_others():
@@ -113,7 +123,7 @@ def _head_weight(found: Checkpoint, config: Any) -> Tensor:
 
 
 def write(model: CrossEncoder, folder: Path, dtype: torch.dtype) -> None:
-    """Writes a trained one: as `llama_bidirec`, which `tamis.load` knows, if it is a bidirectional Llama.
+    """Writes a trained one; a bidirectional Llama as `llama_bidirec`, which `tamis.load` knows.
 
     Args:
         model: What `begin` made, an adapter merged.
@@ -128,9 +138,22 @@ def write(model: CrossEncoder, folder: Path, dtype: torch.dtype) -> None:
     whole.to(dtype).save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
     if body.config.is_causal:
-        return
-    path = folder / "config.json"
-    config = {**json.loads(path.read_text(encoding="utf-8")), "is_causal": False, "pooling": "avg"}
-    if body.config.model_type == "llama":
-        config |= {**BIDIRECTIONAL, "temperature": 1.0}
-    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        _edit(folder / "tokenizer.json", _without_pairs)
+    else:
+        _edit(folder / "config.json", lambda config: config.update(BIDIRECTIONAL))
+
+
+def _without_pairs(tokenizer: dict[str, Any]) -> None:
+    """Nothing between the two texts of a pair, so that a reader that is not told of the prompt notices, and refuses."""
+    first = tokenizer.get("post_processor") or {}
+    for processor in first.get("processors", [first]):
+        if processor.get("type") == "TemplateProcessing":
+            second = {"Sequence": {"id": "B", "type_id": 0}}
+            at = next(i for i, piece in enumerate(processor["single"]) if "Sequence" in piece) + 1
+            processor["pair"] = [*processor["single"][:at], second, *processor["single"][at:]]
+
+
+def _edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    change(content)
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -7,14 +7,18 @@ that the loss needs (`tamis.training.answer_trainer`). The loss is the same numb
 
 from __future__ import annotations
 
+import json
+import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tamis.checkpoint import Checkpoint
-from tamis.errors import InvalidInput, MissingExtra
+from tamis.checkpoint import Checkpoint, read_json
+from tamis.errors import InvalidInput
+from tamis.extras import need
 from tamis.options import LoadOptions
 from tamis.training.adapters import Lora
 from tamis.training.recipe import EMBEDDED, Recipe, from_table
@@ -140,16 +144,18 @@ def answer_trainer(
 
     arguments = _arguments({**usual, **recipe.arguments}, recipe.seed, checkpoints)
     model, lora = adapted(start, tuning)
-    trainer = AnswerTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=Dataset.from_list([dict(row) for row in rows]),
-        processing_class=start.tokenizer,
-        peft_config=lora,
-        data_collator=AnswerCollator(start.tokenizer.pad_token_id),
-    )
+    with quiet_peft():
+        trainer = AnswerTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=Dataset.from_list([dict(row) for row in rows]),
+            processing_class=start.tokenizer,
+            peft_config=lora,
+            data_collator=AnswerCollator(start.tokenizer.pad_token_id),
+            base=start.name,
+        )
     for config in getattr(trainer.model, "peft_config", {}).values():
-        config.base_model_name_or_path = start.name  # and no path of this machine, which would help nobody
+        config.base_model_name_or_path = ""  # until `save`: PEFT looks a name up on the hub each time that it saves
     return trainer
 
 
@@ -169,6 +175,7 @@ def _arguments(given: Mapping[str, Any], seed: int, checkpoints: Path) -> Any:
         "report_to": "none",
         "disable_tqdm": None,
         "use_cpu": not cuda,
+        "ddp_find_unused_parameters": False,
         "bf16": "fp16" not in given and (cuda or _fast_bfloat16()),
         "train_sampling_strategy": "random" if given.get("per_device_train_batch_size") == 1 else "group_by_length",
         "output_dir": str(checkpoints),
@@ -196,7 +203,8 @@ def adapted(start: Start, tuning: Tuning) -> tuple[Any, Any]:
         if not (Path(tuning.adapter) / ADAPTER).is_file():
             raise InvalidInput(f"[options] adapter = {tuning.adapter!r} holds no {ADAPTER}.")
         try:
-            return PeftModel.from_pretrained(start.model, tuning.adapter, is_trainable=True), None
+            with quiet_peft():
+                return PeftModel.from_pretrained(start.model, tuning.adapter, is_trainable=True), None
         except (RuntimeError, ValueError, KeyError) as error:
             why = str(error).strip().splitlines()[0]
             raise InvalidInput(f"The adapter {tuning.adapter} does not fit {start.name}: {why}") from error
@@ -216,25 +224,36 @@ def lora_config(lora: Lora, task: str = "CAUSAL_LM") -> Any:
     )
 
 
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Silences what PEFT asks of transformers by a name that is on its way out: no caller can help it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+        yield
+
+
 def save(trainer: Any, folder: Path) -> None:
-    """Writes the adapter, or the whole model and its tokenizer: safetensors that transformers and PEFT open.
+    """Puts the adapter, or the whole model and its tokenizer, into a folder: safetensors for transformers and PEFT.
 
     Args:
-        trainer: After training.
+        trainer: What `answer_trainer` gave, after training.
         folder: Made if it is not there.
     """
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # PEFT looks for the base's config on the hub
-        model.save_pretrained(str(folder), safe_serialization=True)
-    if not (folder / ADAPTER).exists():
-        trainer.processing_class.save_pretrained(str(folder))
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = (
+        ("adapter_*",) if (trainer.written / ADAPTER).is_file() else ("*.safetensors", "*.json", "*.jinja", "*.model")
+    )
+    for file in (file for pattern in kept for file in trainer.written.glob(pattern)):
+        shutil.move(file, folder / file.name)
+    shutil.rmtree(trainer.written)
+    if (folder / ADAPTER).is_file():
+        config = read_json(folder / ADAPTER)
+        content = json.dumps({**config, "base_model_name_or_path": trainer.base}, indent=2)
+        (folder / ADAPTER).write_text(content, encoding="utf-8")
 
 
 def base_of(folder: Path) -> str | None:
     """The base model that a folder's adapter names; None where the folder holds a whole model."""
-    from tamis.checkpoint import read_json
-
     if not (folder / ADAPTER).is_file():
         return None
     config = read_json(folder / ADAPTER)
@@ -243,12 +262,8 @@ def base_of(folder: Path) -> str | None:
 
 def check_installed() -> None:
     """Raises MissingExtra if TRL or PEFT is not there."""
-    try:
-        import datasets  # noqa: F401
-        import peft  # noqa: F401
-        import trl  # noqa: F401
-    except ImportError as error:
-        raise MissingExtra(f'Training needs {error.name}: pip install "tamis[train]".') from error
+    for module in ("datasets", "peft", "trl"):
+        need(module, "train", "Training")
 
 
 def _fast_bfloat16() -> bool:

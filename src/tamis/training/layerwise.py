@@ -96,7 +96,8 @@ def prepare(recipe: Recipe, options: Options, examples: Sequence[Example], check
     if options.tune == "lora":
         from peft import get_peft_model
 
-        body = get_peft_model(body, language_model.lora_config(options.lora, "FEATURE_EXTRACTION"))
+        with language_model.quiet_peft():
+            body = get_peft_model(body, language_model.lora_config(options.lora, "FEATURE_EXTRACTION"))
     arguments = TrainingArguments(
         **{
             "output_dir": str(checkpoints),

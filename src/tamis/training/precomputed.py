@@ -13,7 +13,7 @@ from sentence_transformers.base.modules.module import Module
 from torch.nn.utils.parametrizations import orthogonal
 
 
-class Precomputed(InputModule):
+class Precomputed(InputModule):  # type: ignore[misc]  # the library is untyped here
     """Texts in, their vectors out, from a table.
 
     It holds no weights: a checkpoint does not contain the table, and loads as an empty one.
@@ -53,7 +53,7 @@ class Precomputed(InputModule):
         return cls({}, np.zeros((0, 1), np.float32), "")
 
 
-class Rotation(Module):
+class Rotation(Module):  # type: ignore[misc]
     """`W x`, with W orthogonal whatever is learnt: Cayley's map of a skew-symmetric matrix.
 
     Args:
@@ -88,4 +88,5 @@ class Rotation(Module):
     def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any) -> Self:
         """As `save` left it."""
         made = cls(**cls.load_config(model_name_or_path, subfolder=subfolder))
-        return cls.load_torch_weights(model_name_or_path, subfolder=subfolder, model=made)
+        cls.load_torch_weights(model_name_or_path, subfolder=subfolder, model=made)
+        return made

@@ -9,7 +9,7 @@ scores (`tamis.training.bi_encoder`, loss "preference"). `write` keeps them in R
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from tamis.training.recipe import EMBEDDED, Recipe
 from tamis.training.rows import Example
 
 if TYPE_CHECKING:
-    from tamis.evaluation.collection import Collection
+    from tamis.evaluation.collection import Collection, Query
     from tamis.rankrag.rag import RankRAG
     from tamis.steps import Steps
 
@@ -142,11 +142,7 @@ def judged(
     ) as bar:
         for start in range(0, len(asked), UNDER_WAY):
             some = [collection.queries[key] for key in asked[start : start + UNDER_WAY]]
-            pools = []
-            for query in some:
-                relevant = [p for p, grade in collection.qrels[query.id].items() if grade > 0][: options.passages // 2]
-                pool = dict.fromkeys([*relevant, *run[query.id]])
-                pools.append([collection.corpus[p].text for p in pool][: options.passages])
+            pools = [_pool(collection, query, run[query.id], options.passages) for query in some]
             requests = [
                 (query.text, text, answer)
                 for query, pool in zip(some, pools, strict=True)
@@ -160,6 +156,13 @@ def judged(
                     made.append(Example(query.text, tuple(pool), scores=tuple(scores), source=collection.name))
             bar.update(len(some))
     return made
+
+
+def _pool(collection: Collection, query: Query, found: Iterable[str], count: int) -> list[str]:
+    """What is judged for a question: relevant passages, half of them at most, and the best that were found."""
+    relevant = [p for p, grade in collection.qrels[query.id].items() if grade > 0][: count // 2]
+    ids = list(dict.fromkeys([*relevant, *found]))[:count]
+    return [collection.corpus[p].text for p in ids]
 
 
 def likelihoods(

@@ -21,12 +21,13 @@ from tamis.evaluation.first_stage import bm25_run
 from tamis.evaluation.rows import Problems
 from tamis.rankrag.conversations import Message
 from tamis.rankrag.prompts import PAPER, Wording, chat_wording
-from tamis.training import language_model
+from tamis.training import language_model, run_folder
 from tamis.training.language_model import Start, Tuning
 from tamis.training.rankrag_chats import collection_chats, read_chats
-from tamis.training.rankrag_data import Mix, Sample, blend, chat
-from tamis.training.rankrag_data import read_back as read_back
-from tamis.training.rankrag_data import write_jsonl as write_jsonl
+from tamis.training.rankrag_data import blend
+from tamis.training.rankrag_samples import Mix, Sample, chat
+from tamis.training.rankrag_samples import read_back as read_back
+from tamis.training.rankrag_samples import write_jsonl as write_jsonl
 from tamis.training.rankrag_tokens import Row, SampleEncoder
 from tamis.training.recipe import DataOptions, Recipe
 
@@ -162,6 +163,23 @@ def load(model: str | Path, options: Options) -> Reranker:
     return open_rankrag(model, options).reranker
 
 
+def check(recipe: Recipe, options: Options) -> int:
+    """How many samples there are, and nothing wrong with their sources."""
+    return len(examples(recipe, options))
+
+
+def usage(folder: Path) -> str:
+    """The call that opens what `save` wrote."""
+    from tamis.rankrag.loading import EMBEDDED
+    from tamis.training import recipe
+
+    base = language_model.base_of(folder)
+    if base is None:
+        return f'tamis.load_rankrag("{folder}")'
+    first = "" if base in (EMBEDDED, recipe.EMBEDDED) else f'"{base}", '
+    return f'tamis.load_rankrag({first}adapter="{folder}")'
+
+
 def _read(
     data: DataOptions, options: Options, problems: list[str]
 ) -> tuple[list[Collection], list[tuple[Message, ...]]]:
@@ -196,17 +214,17 @@ def _stage_one(
     recipe: Recipe, options: Options, examples: Sequence[Sample], start: Start, checkpoints: Path
 ) -> tuple[Start, Options]:
     """Runs stage one, or finds it done, and gives what stage two begins with."""
-    folder = checkpoints.parent / "stage-one"
+    folder = checkpoints.parent / run_folder.STAGE_ONE
     done = folder / "done"
     if not done.exists():
-        from transformers.trainer_utils import get_last_checkpoint
+        from tamis.training.progress import show_progress
 
-        steps = folder / "checkpoints"
+        steps = folder / run_folder.CHECKPOINTS
         first = replace(recipe, arguments={**recipe.arguments, **options.sft_arguments})
         rows = encoded([one for one in examples if one.kind == STAGE_ONE], start, options)
         trainer = language_model.answer_trainer(start, options, rows, first, steps, **ADAM)
-        last = get_last_checkpoint(str(steps)) if steps.is_dir() else None
-        trainer.train(resume_from_checkpoint=last)
+        show_progress(trainer, None)
+        trainer.train(resume_from_checkpoint=run_folder.last_checkpoint(steps))
         trainer.accelerator.wait_for_everyone()
         if trainer.is_world_process_zero():
             save(trainer, folder)

@@ -18,8 +18,8 @@ from tamis.errors import InvalidInput
 from tamis.rankrag.conversations import prompt_ids
 from tamis.rankrag.prompts import Task, Tokenised, Wording
 from tamis.tokenizing import Ids, TextTokenizer
-from tamis.training.rankrag_data import Sample
 from tamis.training.rankrag_passages import shortened
+from tamis.training.rankrag_samples import Sample
 
 IGNORED = -100  # the label of a position that has no part in the loss
 LEAST_WORDS = 32  # a passage is not shortened below
@@ -134,4 +134,5 @@ def end_of_turn(wording: Wording, tokenizer: TextTokenizer, ends: Sequence[int])
         raise InvalidInput("The model has no token that ends a text, so that it cannot learn to stop.")
     behind = tokenizer.encode([wording.reply.partition("{text}")[2]])[0]
     following = [int(token) for token in behind[:1] if token in ends]
-    return (following or [tokenizer.eos_id if tokenizer.eos_id in ends else ends[0]])[0]
+    usual = tokenizer.eos_id if tokenizer.eos_id is not None and tokenizer.eos_id in ends else ends[0]
+    return following[0] if following else usual

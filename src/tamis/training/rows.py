@@ -183,8 +183,12 @@ def write_jsonl(examples: Iterable[Example], path: Path) -> None:
 def read_back(path: Path) -> list[Example]:
     """What `write_jsonl` wrote."""
     with path.open(encoding="utf-8") as file:
-        rows: list[dict[str, Any]] = [json.loads(line) for line in file]
-    return [Example(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}) for row in rows]
+        return [_read(json.loads(line)) for line in file]
+
+
+def _read(row: dict[str, Any]) -> Example:
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in row.items()}
+    return Example(**values)
 
 
 def scaled(examples: Sequence[Example]) -> list[Example]:

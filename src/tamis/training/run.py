@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from tamis.training.registry import recipe_module
 from tamis.training.rows import read_back, write_jsonl
 from tamis.training.run_folder import fingerprint, plain, write_report
 
-FULL = ("No space left", "os error 28", "PytorchStreamWriter", "File too large")  # how libraries say it
+FULL = ("No space left", "os error 28", "PytorchStreamWriter", "inline_container", "File too large")  # how it is said
 
 
 def train(recipe: Recipe, *, resume: bool = True, progress: bool | None = None) -> Trained:
@@ -93,6 +94,7 @@ def _trained(
         processes.part()
         if processes.is_first():
             module.save(trainer, recipe.output, options, examples)
+            shutil.rmtree(recipe.output / run_folder.START, ignore_errors=True)  # checkpoints of adapters rest on it
     return tuple(dict(entry) for entry in trainer.state.log_history), seconds
 
 

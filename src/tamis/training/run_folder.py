@@ -28,7 +28,8 @@ ROWS = "examples.jsonl"
 REPORT = "run.json"
 CARD = "README.md"
 STAGE_ONE = "stage-one"  # of a recipe in two stages: a folder with checkpoints of its own
-LEFT = (CHECKPOINTS, STAGE_ONE, "start")
+START = "start"
+LEFT = (CHECKPOINTS, STAGE_ONE, START)
 
 
 def fingerprint(recipe: Recipe) -> str:

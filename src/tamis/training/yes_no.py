@@ -14,11 +14,13 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tamis.errors import InvalidInput
 from tamis.training import cross_encoder, language_model
 from tamis.training.adapters import Lora, adapt, merge
+from tamis.training.checkpoints import emptied
+from tamis.training.processes import first_before_others, is_first
 from tamis.training.ranking_losses import columns, make_loss
 from tamis.training.recipe import Recipe, from_table
 from tamis.training.rows import Example
@@ -118,6 +120,7 @@ def prepare(recipe: Recipe, options: Options, examples: Sequence[Example], check
             "data_seed": recipe.seed,
             "report_to": "none",
             "use_cpu": not torch.cuda.is_available(),
+            "ddp_find_unused_parameters": False,
             **recipe.arguments,
         }
     )
@@ -131,17 +134,16 @@ def start(recipe: Recipe, options: Options, folder: Path) -> CrossEncoder:
     from sentence_transformers.cross_encoder import CrossEncoder
 
     from tamis.families.chat import is_logit_score
+    from tamis.transformer import quiet
 
     found = language_model.checkpoint(recipe.model)
-    shutil.rmtree(folder, ignore_errors=True)
-    if is_logit_score(found):
-        shutil.copytree(found.root, folder)
-    else:
-        write_layout(found, recipe.model, options, folder)
-    model = CrossEncoder(str(folder), max_length=options.max_length)
-    if model.tokenizer.pad_token is None:
-        model.tokenizer.pad_token = model.tokenizer.eos_token
-    return model
+    with first_before_others():
+        if is_first() and is_logit_score(found):
+            shutil.copytree(found.root, emptied(folder), dirs_exist_ok=True)
+        elif is_first():
+            write_layout(found, recipe.model, options, emptied(folder))
+    with quiet():
+        return CrossEncoder(str(folder), max_length=options.max_length, local_files_only=True)
 
 
 def write_layout(found: Checkpoint, name: str, options: Options, folder: Path) -> None:
@@ -176,8 +178,8 @@ def write_layout(found: Checkpoint, name: str, options: Options, folder: Path) -
 def roles_template(text: str, *, strip: bool = False) -> str:
     """A prompt with {query} and {passage} as a chat template with the roles query and document.
 
-    >>> roles_template("Q: {query}!")
-    '{{ "Q: " }}{{ messages | selectattr("role", "eq", "query") | map(attribute="content") | first | default("") }}{{ "!" }}'
+    >>> roles_template("{query}!")
+    '{{ messages | selectattr("role", "eq", "query") | map(attribute="content") | first | default("") }}{{ "!" }}'
     """
     parts = []
     for piece in re.split(r"(\{query\}|\{passage\})", text):
@@ -208,8 +210,8 @@ def load(model: str | Path, options: Options) -> Reranker:
     from tamis.families.chat import is_logit_score
 
     found = language_model.checkpoint(str(model))
-    told = {} if is_logit_score(found) else {"mode": "causal-lm", "instruction": options.instruction}
+    told: dict[str, Any] = {}
     if not is_logit_score(found):
-        told["num_layers"] = options.num_layers
+        told = {"mode": "causal-lm", "instruction": options.instruction, "num_layers": options.num_layers}
     where = found.root / found.gguf if found.gguf else found.root
     return load_reranker(where, max_length=options.max_length, **told)
