@@ -33,8 +33,8 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def embedded() -> Iterator[tamis.Reranker]:
-    """The embedded model in float32."""
-    with tamis.load(dtype="float32") as reranker:
+    """The embedded bi-encoder in float32."""
+    with tamis.load(mode="bi-encoder", dtype="float32") as reranker:
         yield reranker
 
 

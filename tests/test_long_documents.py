@@ -67,7 +67,7 @@ def test_max_window_is_the_best_of_windows_scored_apart(classifier):
 def test_windows_find_what_truncation_misses(embedded):
     haystack = " ".join(["The garden was quiet and the rain fell on the roof."] * 120)
     late = haystack + " " + NEEDLE + ". " + haystack
-    with tamis.load(dtype="float32", long_documents="max_window") as windowed:
+    with tamis.load(mode="bi-encoder", dtype="float32", long_documents="max_window") as windowed:
         gain = windowed.logits(QUERY, [late])[0] - embedded.logits(QUERY, [late])[0]
         assert not windowed.rank(QUERY, [late])[0].truncated
     assert gain > 0.1
@@ -77,7 +77,7 @@ def test_windows_find_what_truncation_misses(embedded):
 def test_a_hit_says_which_window_won(embedded):
     haystack = " ".join(["The garden was quiet and the rain fell on the roof."] * 90)
     late = f"{haystack} {NEEDLE}. {haystack}"
-    with tamis.load(dtype="float32", long_documents="max_window") as reranker:
+    with tamis.load(mode="bi-encoder", dtype="float32", long_documents="max_window") as reranker:
         for _ in range(2):  # from the model, and from the cache
             found = {hit.index: hit for hit in reranker.rank(QUERY, ["short", late, haystack, NEEDLE])}
             assert found[0].window is None

@@ -14,7 +14,7 @@ def resident():
 words = "how to read a zip archive without extracting it by means of the standard library of python".split()
 def passage(i):
     return " ".join(words[(i * 7 + j * (1 + i % 5)) % len(words)] for j in range(3 + i % 60)) + f" {i}"
-reranker = tamis.load()
+reranker = tamis.load(mode="bi-encoder")
 reranker.rank("zip", [passage(-1)])
 before = resident()
 ranking = reranker.rank("how is a zip archive read?", [passage(i) for i in range(10_000)])

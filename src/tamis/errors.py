@@ -2,7 +2,8 @@
 
 TamisError
 ├── InvalidInput          an argument is wrong (also a ValueError)
-│   └── InputTooLong      a text is longer than the model reads, and the policy forbids cutting it
+│   ├── InputTooLong      a text is longer than the model reads, and the policy forbids cutting it
+│   └── InvalidData       rows of data files are wrong; every one is named, with its file and line
 ├── LoadError             a checkpoint cannot be loaded
 │   ├── ModelNotFound     no such folder or hub id, or nothing in it that is a model
 │   ├── UnknownFamily     neither the checkpoint's files nor the caller say how to score with it
@@ -19,6 +20,10 @@ TamisError
 └── Closed                the reranker or its engine was closed
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 
 class TamisError(Exception):
     """The root of every error that Tamis raises on purpose."""
@@ -30,6 +35,29 @@ class InvalidInput(TamisError, ValueError):
 
 class InputTooLong(InvalidInput):
     """A text is longer than the model reads, and the caller's policy does not allow cutting it."""
+
+
+class InvalidData(InvalidInput):
+    """Rows of data files are wrong.
+
+    Args:
+        problems: One line for each row, with its file and line; the message shows the first 20 and the count.
+
+    >>> print(InvalidData(["dev.tsv:3: there is no query 'q9'."]))
+    1 bad row:
+    dev.tsv:3: there is no query 'q9'.
+    """
+
+    SHOWN = 20
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__(self.problems)
+
+    def __str__(self) -> str:
+        count, more = len(self.problems), len(self.problems) - self.SHOWN
+        lines = [f"{count} bad row{'s' * (count != 1)}:", *self.problems[: self.SHOWN]]
+        return "\n".join([*lines, f"... and {more} more."] if more > 0 else lines)
 
 
 class LoadError(TamisError):

@@ -21,7 +21,10 @@ from tamis.options import (
 )
 
 if TYPE_CHECKING:
+    from tamis.checkpoint import Checkpoint
     from tamis.reranker import Reranker
+
+_OF_VECTORS = ("dim", "similarity", "cache_dtype", "passage_model")  # without a model they mean the bi-encoder
 
 
 def load(
@@ -57,8 +60,9 @@ def load(
     """Loads a reranker. Two loads of one checkpoint share one engine, and ten threads that ask at once load once.
 
     Args:
-        model: A hub id, a local folder or a `.gguf` file. None is the embedded model, which needs no network and no
-            GPU.
+        model: A hub id, a local folder or a `.gguf` file. None needs no network and no GPU: it is tamis-mini, the small
+            cross-encoder that comes with Tamis; with `mode="bi-encoder"`, `dim=` or `similarity=` the embedded
+            all-MiniLM-L6-v2; with `mode="rankrag"` the embedded RankRAG model.
         mode: "lexical", "cross-encoder", "causal-lm", "layerwise", "bi-encoder", "late-interaction" or "rankrag"; read
             from the checkpoint if None. With "causal-lm" or "rankrag" any chat model ranks; untuned ones do it badly.
         family: One of `tamis.list_families()`; read from the checkpoint if None.
@@ -144,13 +148,22 @@ def load(
         if model not in (None, "bm25"):
             raise InvalidInput(f"Lexical mode has no checkpoint, but model={str(model)!r}; leave it out.")
         return Reranker(named(family or "bm25").build(None, options))  # type: ignore[arg-type]
-    if model is None and "rankrag" in (mode, family):
+    checkpoint = _default(options) if model is None else Checkpoint.find(model, revision)
+    return Reranker(resolve(checkpoint, options).build(checkpoint, options))
+
+
+def _default(options: LoadOptions) -> Checkpoint:
+    """What no model means: tamis-mini; or, where the options speak of another mode, the embedded model of that."""
+    from tamis.checkpoint import Checkpoint
+
+    if "rankrag" in (options.mode, options.family):
         from tamis.rankrag.loading import embedded
 
-        checkpoint = embedded()
-    else:
-        checkpoint = Checkpoint.embedded() if model is None else Checkpoint.find(model, revision)
-    return Reranker(resolve(checkpoint, options).build(checkpoint, options))
+        return embedded()
+    vectors = any(getattr(options, name) is not None for name in _OF_VECTORS)
+    if options.mode in (None, "cross-encoder") and options.family is None and not vectors:
+        return Checkpoint.shipped()
+    return Checkpoint.embedded()
 
 
 def _listed(value: Any) -> Any:

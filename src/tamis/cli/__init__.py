@@ -1,7 +1,7 @@
 """The command `tamis`: results go to standard output, everything else to standard error.
 
-Exit codes: 0, done; 2, something is wrong with what was asked for, and one line on standard error says what; 130,
-interrupted.
+Exit codes: 0, done; 2, something is wrong with what was asked for, and one line on standard error says what, or one for
+each bad row of data; 130, interrupted.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 
 from tamis import __version__
-from tamis.cli import answer, models, rank
+from tamis.cli import answer, evaluate, models, rank, train
 from tamis.cli.output import say
-from tamis.errors import TamisError
+from tamis.errors import InvalidData, TamisError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.run(arguments)
         sys.stdout.flush()
     except TamisError as error:
-        say(f"error: {error}")
+        for line in str(error).splitlines() if isinstance(error, InvalidData) else [str(error)]:
+            say(f"error: {line}")
         return 2
     except BrokenPipeError:  # the reader has seen enough, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -48,5 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     rank.add_command(commands)
     answer.add_command(commands)
+    evaluate.add_command(commands)
+    train.add_command(commands)
     models.add_command(commands)
     return parser

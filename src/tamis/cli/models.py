@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from tamis.checkpoint import EMBEDDED, Checkpoint
+from tamis.checkpoint import EMBEDDED, MINI, SHIPPED, Checkpoint
 from tamis.cli.output import show, write_json
 from tamis.errors import MissingExtra
 from tamis.families import Family, families
@@ -38,9 +38,11 @@ def run(arguments: argparse.Namespace) -> None:
         state = f"not installed. {error}"
     if arguments.json:
         embedded = {"model": EMBEDDED, "installed": path is not None, "path": path}
-        write_json({"modes": MODES, "families": [_as_json(family) for family in families()], "embedded": embedded})
+        default = {"model": MINI, "path": str(SHIPPED / MINI)}
+        rows = [_as_json(family) for family in families()]
+        write_json({"modes": MODES, "families": rows, "default": default, "embedded": embedded})
     else:
-        _show(f"modes: {', '.join(MODES)}", f"embedded: {EMBEDDED}, {state}")
+        _show(f"modes: {', '.join(MODES)}", f"default: {MINI}", f"embedded bi-encoder: {EMBEDDED}, {state}")
 
 
 def markdown(rows: Sequence[Family]) -> str:

@@ -10,11 +10,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from tamis import load
+from tamis.cli.model_options import OPTIONS, add_model_options
 from tamis.cli.output import one_line, say, show, status, write_json
 from tamis.errors import InvalidInput
 from tamis.inputs import Cut, check_query
-from tamis.long_documents import POLICIES
-from tamis.options import DTYPES, MODES
 from tamis.types import Hit, Passage, Ranking
 
 if TYPE_CHECKING:
@@ -22,10 +21,6 @@ if TYPE_CHECKING:
 
 WIDEST_PLACE = 26  # columns for where a passage stands, so that in 80 there is room for its text
 LIMITS = ("top_n", "min_score", "max_tokens")
-OPTIONS = (
-    "mode", "family", "dim", "layer", "instruction", "passage_model", "num_layers", "dtype", "device", "max_length",
-    "long_documents",
-)  # fmt: skip
 
 
 def add_command(commands: Any) -> None:
@@ -49,27 +44,9 @@ def add_command(commands: Any) -> None:
     add("--min-score", type=float, metavar="S", help="only scores of at least S, in [0, 1]")
     add("--max-tokens", type=int, metavar="N", help="the best that have N tokens together at most")
     add("--json", action="store_true", help="one JSON object instead of a table")
-    add = parser.add_argument_group("model").add_argument
-    add("--model", metavar="M", help="a folder or hub id (default: the embedded model)")
-    add("--mode", choices=MODES, help="default: what the model's files say")
-    add("--family", metavar="F", help="a name that `tamis models` shows (default: what the model's files say)")
-    add("--dim", type=_numbers, metavar="D", help="bi-encoder: leading dimensions, 64; or a funnel, 64,128,384")
-    add("--layer", type=_numbers, metavar="L", help="layerwise: the layer that scores, 28; or a cascade, 8,28")
-    add("--instruction", metavar="I", help="the task in the model's prompt, or what is put before the query")
-    add("--passage-model", metavar="M", help="bi-encoder: what reads passages, where --model reads queries only")
-    add("--num-layers", type=int, metavar="N", help="only the first N layers of a deeper model")
-    add("--dtype", choices=DTYPES, default="auto", help="default: auto")
-    add("--device", metavar="D", help="cpu, cuda:0, ... (default: the first GPU, else cpu)")
-    add("--max-length", type=int, metavar="N", help="tokens that the model reads of query and passage")
-    add("--long-documents", choices=POLICIES, default="truncate", help="what does not fit (default: truncate)")
-
-
-def _numbers(text: str) -> int | list[int]:
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number, nor numbers with commas between") from None
-    return numbers if "," in text else numbers[0]
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", metavar="M", help="a folder or hub id (default: the embedded model)")
+    add_model_options(group)
 
 
 def run(arguments: argparse.Namespace) -> None:

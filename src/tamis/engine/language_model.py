@@ -1,9 +1,10 @@
 """A causal language model that ranks and writes, on one device: passages' keys and values are kept between requests.
 
-Three kinds of work share its batches. A `Ranked` sequence is system text, passage and question: under causal attention
+Four kinds of work share its batches. A `Ranked` sequence is system text, passage and question: under causal attention
 the keys and values of system text and passage do not depend on the question, so that they are computed once and kept,
 and a passage that was seen before costs only the question's tokens. A `Warmed` one stops after its passage. A `Step`
-continues a sequence that is being written by one token, or, the first time, by its whole prompt.
+continues a sequence that is being written by one token, or, the first time, by its whole prompt. A `Judged` one ends in
+tokens that somebody else chose: how likely they were is what is asked.
 """
 
 from __future__ import annotations
@@ -99,11 +100,29 @@ class Step(Tokens):
         return Step(np.array([token], np.int32), writing=self.writing)
 
 
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Judged(Tokens):
+    """A text, and how it goes on.
+
+    Attributes:
+        system: Tokens of the system text, at the beginning.
+        said: How many of the last tokens are judged; at least 1, and at least one stands before them.
+    """
+
+    system: int
+    said: int
+
+    def kind(self) -> bytes:
+        """See `Tokens.kind`."""
+        return b"judged %d %d" % (self.system, self.said)
+
+
 class LanguageModel:
     """A `Runner` for ranking and writing with one causal model.
 
     Rows: of a `Ranked` sequence the logits of `labels`, and the logarithm of the sum over the vocabulary without the
-    first of them (float32, len(labels) + 1); of a `Step` the tokens written so far.
+    first of them (float32, len(labels) + 1); of a `Step` the tokens written so far; of a `Judged` one the natural
+    logarithm of each judged token's probability after all that stands before it (float32, said).
 
     Args:
         model: A transformers `...ForCausalLM` on its device.
@@ -152,6 +171,9 @@ class LanguageModel:
                 segments.append(self._step(tokens, number))
             elif isinstance(tokens, Ranked):
                 self._ranked(tokens, number, segments, wanted)
+            elif isinstance(tokens, Judged):
+                system = self._system(tokens.ids[: tokens.system])
+                segments.append(Segment(tokens, tokens.system, len(tokens), number, stored=system))
         self.asked += sum(map(len, batch))
         if not segments:  # nothing but passages that are kept already, to be warmed
             return [np.zeros(1, np.float32) for _ in batch]
@@ -222,6 +244,9 @@ class LanguageModel:
     def _read(self, batch: Sequence[Tokens], hidden: Tensor, layout: Layout) -> Outputs:
         own = {segment.sequence: n for n, segment in enumerate(layout.segments) if segment.sequence >= 0}
         rows: dict[int, Row] = {i: np.zeros(1, np.float32) for i in range(len(batch)) if i not in own}
+        for number, tokens in enumerate(batch):
+            if isinstance(tokens, Judged):
+                rows[number] = self._judged(tokens, hidden, layout.edges[own.pop(number) + 1])
         if own:
             ends = [layout.edges[n + 1] - 1 for n in own.values()]
             last = hidden[torch.tensor(ends, device=hidden.device)]  # (B, d)
@@ -238,6 +263,12 @@ class LanguageModel:
                 else:
                     rows[number] = ranked[place]
         return [rows[i] for i in range(len(batch))]
+
+    def _judged(self, tokens: Judged, hidden: Tensor, end: int) -> Row:
+        """Each token is judged by the state of the one before it."""
+        states = hidden[end - tokens.said - 1 : end - 1]
+        said = torch.from_numpy(tokens.ids[-tokens.said :].astype(np.int64)).to(hidden.device)
+        return to_numpy(self._vocabulary(states).log_softmax(1).gather(1, said[:, None])[:, 0])
 
     def _chosen(self, batch: Sequence[Tokens], logits: Tensor) -> dict[int, int]:
         """Of each text the next token. All of them before any text grows: if this fails, the batch is run again."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,17 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tamis.budget import TokenCounter
-from tamis.engine.loaded import Vectors
+from tamis.engine.loaded import Session, Vectors
 from tamis.engine.requests import Outputs
 from tamis.engine.sequences import Tokens
-from tamis.errors import InputTooLong
+from tamis.errors import InputTooLong, InvalidScore
 from tamis.long_documents import LongDocuments
 from tamis.options import CacheDtype, Similarity
 from tamis.scorers.base import Scores
 from tamis.scorers.cross_encoder import CHUNK
 from tamis.scorers.funnel import Best, similarities
 from tamis.scorers.tower import Tower
-from tamis.scores import from_cosine, from_dot
+from tamis.scores import from_cosine, from_dot, highest
 from tamis.steps import Steps
 
 
@@ -36,6 +36,7 @@ class _Chunk:
     firsts: list[int]
     cut: NDArray[np.bool_]
     spans: list[tuple[int, int] | None]
+    tokens: int
     rows: Future[Outputs]
 
     def vectors(self, dtype: CacheDtype) -> list[Vectors]:
@@ -75,8 +76,8 @@ class BiEncoderScorer:
         long_documents: LongDocuments = "truncate",
     ) -> None:
         self.model = model
-        self._query = query
-        self._passage = passage
+        self.query = query
+        self.passage = passage
         self._dims = tuple(dims)
         self._similarity: Similarity = similarity
         self._dtype: CacheDtype = cache_dtype
@@ -87,50 +88,108 @@ class BiEncoderScorer:
     def steps(self, query: str, passages: Sequence[str]) -> Steps[Scores]:
         """The query, and the passages that are not in the cache, through the model; then their similarities."""
         asked, query_cut = self._asked(query)
-        cache = self._passage.lease.loaded.vectors
         found: list[Vectors | None] = []
         chunks: list[_Chunk] = []
-        tokens = len(asked)
         with ExitStack() as stack:
-            session = stack.enter_context(self._passage.lease.open())
-            one = self._query.lease is self._passage.lease
-            asking = session if one else stack.enter_context(self._query.lease.open())
-            for each in (session,) if one else (asking, session):
-                if room := each.backlog:
-                    yield room
+            asking, session = yield from self._sessions(stack)
             answer = asking.submit([asked])
             for start in range(0, len(passages), CHUNK):
-                keys = [self._key(text) for text in passages[start : start + CHUNK]]
-                known = [cache.get(key) for key in keys]
-                found += known
-                new = [i for i, vectors in enumerate(known) if vectors is None]
-                if new:
-                    cut = self._passage.sequences([passages[start + i] for i in new], self._policy, start)
-                    rows = session.submit(cut.sequences)
-                    tokens += sum(map(len, cut.sequences))
-                    places = [start + i for i in new]
-                    chunks.append(_Chunk(places, [keys[i] for i in new], cut.firsts, cut.truncated, cut.spans, rows))
+                chunk = self._begun(session, passages[start : start + CHUNK], start, found)
+                chunks += [] if chunk is None else [chunk]
                 if late := session.backlog:
                     yield late
-            yield session.pending if one else [*asking.pending, *session.pending]
+            yield session.pending if asking is session else [*asking.pending, *session.pending]
             for chunk in chunks:
-                for place, key, vectors in zip(chunk.places, chunk.keys, chunk.vectors(self._dtype), strict=True):
-                    found[place] = vectors
-                    if np.isfinite(vectors.rows).all():
-                        spans = 0 if vectors.spans is None else vectors.spans.nbytes
-                        cache.put(key, vectors, vectors.rows.nbytes + spans)
+                self._finish(chunk, found)
             query_row = answer.result()[0]
         all_vectors = [vectors for vectors in found if vectors is not None]
         best, windows = self._compare(query_row, all_vectors)
         truncated = np.array([vectors.truncated for vectors in all_vectors], dtype=np.bool_) | query_cut
         cached = len(passages) - sum(len(chunk.places) for chunk in chunks)
+        tokens = len(asked) + sum(chunk.tokens for chunk in chunks)
         return Scores(best.values, truncated, tokens, cached, windows=windows)
 
+    def search(
+        self, queries: Sequence[str], passages: Sequence[str], top: int, done: Callable[[int], object] = lambda n: None
+    ) -> Steps[list[Best]]:
+        """Of each query the `top` most similar of many passages, each of which goes through the model once.
+
+        Args:
+            queries: At least one.
+            passages: At least one.
+            top: How many, at most.
+            done: Called with a number of passages when they are encoded.
+
+        Returns:
+            For each query the values and the passages' numbers, best first; equal values keep the passages' order.
+
+        Raises:
+            InvalidScore: A similarity is NaN or infinite.
+        """
+        asked = [self._asked(query)[0] for query in queries]
+        found: list[Vectors | None] = []
+        with ExitStack() as stack:
+            asking, session = yield from self._sessions(stack)
+            answer = asking.submit(asked)
+            for start in range(0, len(passages), CHUNK):
+                chunk = self._begun(session, passages[start : start + CHUNK], start, found)
+                if chunk is not None:
+                    yield [chunk.rows]
+                    self._finish(chunk, found)
+                done(len(passages[start : start + CHUNK]))
+            yield [answer]
+            rows = answer.result()
+        table = self._table([vectors for vectors in found if vectors is not None])
+        best = []
+        for row in rows:
+            values = self._similarities(row, *table).values
+            if not np.isfinite(values).all():
+                raise InvalidScore(f'{self.model} returned NaN or infinity; load it with dtype="float32".')
+            places = highest(values, top)
+            best.append(Best(values[places], places))
+        return best
+
+    def _sessions(self, stack: ExitStack) -> Steps[tuple[Session, Session]]:
+        """What queries and what passages are submitted to, the same where one tower does both; there is room."""
+        session = stack.enter_context(self.passage.lease.open())
+        one = self.query.lease is self.passage.lease
+        asking = session if one else stack.enter_context(self.query.lease.open())
+        for each in (session,) if one else (asking, session):
+            if room := each.backlog:
+                yield room
+        return asking, session
+
+    def _begun(
+        self, session: Session, passages: Sequence[str], start: int, found: list[Vectors | None]
+    ) -> _Chunk | None:
+        """Adds to `found` what the cache knows of some passages, and has the others read: the chunk of those."""
+        cache = self.passage.lease.loaded.vectors
+        keys = [self._key(text) for text in passages]
+        known = [cache.get(key) for key in keys]
+        found += known
+        new = [i for i, vectors in enumerate(known) if vectors is None]
+        if not new:
+            return None
+        cut = self.passage.sequences([passages[i] for i in new], self._policy, start)
+        rows = session.submit(cut.sequences)
+        tokens = sum(map(len, cut.sequences))
+        places = [start + i for i in new]
+        return _Chunk(places, [keys[i] for i in new], cut.firsts, cut.truncated, cut.spans, tokens, rows)
+
+    def _finish(self, chunk: _Chunk, found: list[Vectors | None]) -> None:
+        """Puts a chunk's vectors where they belong, and into the cache."""
+        cache = self.passage.lease.loaded.vectors
+        for place, key, vectors in zip(chunk.places, chunk.keys, chunk.vectors(self._dtype), strict=True):
+            found[place] = vectors
+            if np.isfinite(vectors.rows).all():
+                spans = 0 if vectors.spans is None else vectors.spans.nbytes
+                cache.put(key, vectors, vectors.rows.nbytes + spans)
+
     def _asked(self, query: str) -> tuple[Tokens, bool]:
-        sequence, cut = self._query.first(query)
+        sequence, cut = self.query.first(query)
         if cut and self._policy != "truncate":
             raise InputTooLong(
-                f"The query has more than the {self._query.space} tokens that the model reads. Shorten it, or load "
+                f"The query has more than the {self.query.space} tokens that the model reads. Shorten it, or load "
                 'with long_documents="truncate".'
             )
         return sequence, cut
@@ -139,28 +198,29 @@ class BiEncoderScorer:
         self, query: NDArray[np.float32], passages: list[Vectors]
     ) -> tuple[Best, list[tuple[int, int] | None] | None]:
         """The best row of each passage, and the characters of those that are windows."""
-        rows = np.concatenate([vectors.rows for vectors in passages])
-        if self._query.layer_norm and self._dims != (len(query),):
-            query = layer_norm(query)
-        if self._passage.layer_norm and self._dims != (len(query),):
-            rows = layer_norm(rows.astype(np.float32))
-        counts = [len(vectors.rows) for vectors in passages]
-        firsts = np.cumsum([0, *counts[:-1]]).tolist()
-        cosine = self._similarity == "cosine"
-        best = similarities(
-            query,
-            rows,
-            firsts,
-            self._dims,
-            unit_query=cosine or self._query.unit,
-            unit_rows=cosine or self._passage.unit,
-        )
+        rows, firsts = self._table(passages)
+        best = self._similarities(query, rows, firsts)
         if all(vectors.spans is None for vectors in passages):
             return best, None
         windows: list[tuple[int, int] | None] = []
         for vectors, row in zip(passages, best.rows - firsts, strict=True):
             windows.append(None if vectors.spans is None else (int(vectors.spans[row, 0]), int(vectors.spans[row, 1])))
         return best, windows
+
+    def _table(self, passages: Sequence[Vectors]) -> tuple[NDArray[np.floating], list[int]]:
+        """All rows, and the first one of each passage."""
+        rows = np.concatenate([vectors.rows for vectors in passages])
+        if self.passage.layer_norm and self._dims != (rows.shape[1],):
+            rows = layer_norm(rows.astype(np.float32))
+        counts = [len(vectors.rows) for vectors in passages]
+        return rows, np.cumsum([0, *counts[:-1]]).tolist()
+
+    def _similarities(self, query: NDArray[np.float32], rows: NDArray[np.floating], firsts: Sequence[int]) -> Best:
+        if self.query.layer_norm and self._dims != (len(query),):
+            query = layer_norm(query)
+        cosine = self._similarity == "cosine"
+        units = {"unit_query": cosine or self.query.unit, "unit_rows": cosine or self.passage.unit}
+        return similarities(query, rows, firsts, self._dims, **units)
 
     def _key(self, text: str) -> bytes:
         return blake2b(self._salt + text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
@@ -171,12 +231,13 @@ class BiEncoderScorer:
 
     def stats(self) -> Mapping[str, Any]:
         """The engine's counters and the cache's; of two towers the passages', and the queries' as `query_...`."""
-        passage, query = self._passage.lease.loaded, self._query.lease.loaded
+        passage, query = self.passage.lease.loaded, self.query.lease.loaded
         apart = {} if query is passage else {f"query_{key}": value for key, value in query.engine.stats().items()}
         return {
             **passage.facts,
             **passage.engine.stats(),
             "similarity": self._similarity,
+            "dims": list(self._dims),
             "cache_hits": passage.vectors.hits,
             "cache_misses": passage.vectors.misses,
             "cache_bytes": passage.vectors.size,
@@ -185,8 +246,8 @@ class BiEncoderScorer:
 
     def close(self) -> None:
         """Gives the checkpoints back."""
-        self._passage.lease.close()
-        self._query.lease.close()
+        self.passage.lease.close()
+        self.query.lease.close()
 
 
 def layer_norm(x: NDArray[np.float32]) -> NDArray[np.float32]:

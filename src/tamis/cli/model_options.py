@@ -1,0 +1,98 @@
+"""How a model is named on a command line, and how it is loaded."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tamis.errors import InvalidInput
+from tamis.long_documents import POLICIES
+from tamis.options import DTYPES, MODES
+
+OPTIONS = (
+    "mode", "family", "dim", "layer", "instruction", "passage_model", "num_layers", "dtype", "device", "max_length",
+    "long_documents",
+)  # fmt: skip
+OWN = (
+    *OPTIONS, "cache_bytes", "score_cache_bytes", "cache_dtype", "similarity", "compress_ratio", "head_index",
+    "batch_tokens", "attention", "revision",
+)  # fmt: skip
+EMBEDDED = "embedded"
+LEXICAL = "bm25"
+
+
+def add_model_options(group: Any) -> None:
+    """Adds what `tamis.load` takes, as far as commands know it."""
+    add = group.add_argument
+    add("--mode", choices=MODES, help="default: what the model's files say")
+    add("--family", metavar="F", help="a name that `tamis models` shows (default: what the model's files say)")
+    add("--dim", type=numbers, metavar="D", help="bi-encoder: leading dimensions, 64; or a funnel, 64,128,384")
+    add("--layer", type=numbers, metavar="L", help="layerwise: the layer that scores, 28; or a cascade, 8,28")
+    add("--instruction", metavar="I", help="the task in the model's prompt, or what is put before the query")
+    add("--passage-model", metavar="M", help="bi-encoder: what reads passages, where --model reads queries only")
+    add("--num-layers", type=int, metavar="N", help="only the first N layers of a deeper model")
+    add("--dtype", choices=DTYPES, default="auto", help="default: auto")
+    add("--device", metavar="D", help="cpu, cuda:0, ... (default: the first GPU, else cpu)")
+    add("--max-length", type=int, metavar="N", help="tokens that the model reads of query and passage")
+    add("--long-documents", choices=POLICIES, default="truncate", help="what does not fit (default: truncate)")
+
+
+def numbers(text: str) -> int | list[int]:
+    """One number, or several with commas between."""
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number, nor numbers with commas between") from None
+    return found if "," in text else found[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """A model among several, as `[LABEL=]MODEL[::OPTION=VALUE,...]` says it.
+
+    Attributes:
+        label: What it is called in the report.
+        model: A folder or hub id; None is the embedded model.
+        options: Its own, over those of the command.
+    """
+
+    label: str
+    model: str | None
+    options: Mapping[str, Any]
+
+
+def read_spec(text: str, allowed: Sequence[str] = OWN) -> Spec:
+    """Reads one model.
+
+    Args:
+        text: What stands on the command line.
+        allowed: Names of options that it may have.
+
+    Raises:
+        InvalidInput: An option is none, or the model is missing.
+
+    >>> spec = read_spec("small=embedded::mode=bi-encoder,dim=64")
+    >>> spec.label, spec.model, spec.options
+    ('small', None, {'mode': 'bi-encoder', 'dim': 64})
+    >>> read_spec("runs/my-model").label, read_spec("bm25").options
+    ('runs/my-model', {'mode': 'lexical'})
+    """
+    whole, _, given = text.partition("::")
+    label, equals, model = whole.partition("=")
+    if not equals or Path(whole).exists():  # a folder's name may have the sign in it
+        label, model = "", whole
+    if not model:
+        raise InvalidInput(f"{text!r} names no model; write [LABEL=]MODEL[::OPTION=VALUE,...].")
+    options: dict[str, Any] = {"mode": "lexical"} if model == LEXICAL else {}
+    for part in filter(None, given.split(",")):
+        name, _, value = part.partition("=")
+        name = name.strip().replace("-", "_")
+        if name not in allowed or not value:
+            raise InvalidInput(f"{part!r} in {text!r} is no option; write NAME=VALUE, of {', '.join(allowed)}.")
+        options[name] = int(value) if value.isdigit() else value
+    short = model if not Path(model).exists() else Path(model).resolve().name
+    own = f" {given}" if given else ""
+    return Spec(label or short + own, None if model in (EMBEDDED, LEXICAL) else model, options)

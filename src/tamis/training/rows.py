@@ -1,0 +1,205 @@
+"""Training rows: queries with passages, and how good each passage is; from BEIR-shaped folders and from jsonl files.
+
+The jsonl shapes are RAG-Retrieval's (the first one FlagEmbedding's too); a file holds rows of one shape or of several:
+
+    {"query": q, "pos": [text, ...], "neg": [text, ...], "prompt_for_query": p}    two of them may be absent
+    {"query": q, "pos": [text, ...], "scores": [s, ...]}                           a teacher's scores of the passages
+    {"query": q, "content": text, "label": l}                                      one passage a row, graded
+    {"query": q, "content": text, "score": s}                                      the same, by a teacher
+    {"query": q, "hits": [{"content": text, "label": l}, ...]}                     a graded list
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tamis.errors import InvalidData
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A query and passages that were judged for it, or scored by a teacher, or both.
+
+    Attributes:
+        query: The question.
+        passages: Texts, one or more.
+        labels: How relevant each is, as the data say it (usually 0 or 1); empty where only a teacher speaks.
+        scores: A teacher's value of each; empty where there is no teacher.
+        prompt: What is put before the query, where the row says so.
+        source: The folder's or file's name.
+    """
+
+    query: str
+    passages: tuple[str, ...]
+    labels: tuple[float, ...] = ()
+    scores: tuple[float, ...] = ()
+    prompt: str = ""
+    source: str = ""
+
+    @property
+    def kind(self) -> str:
+        """`"labels"`, or `"scores"` where a teacher alone speaks."""
+        return "labels" if self.labels else "scores"
+
+    @property
+    def positives(self) -> tuple[str, ...]:
+        """The passages with a label above 0."""
+        return tuple(p for p, label in zip(self.passages, self.labels, strict=True) if label > 0)
+
+    @property
+    def negatives(self) -> tuple[str, ...]:
+        """The passages with a label of 0 or less."""
+        return tuple(p for p, label in zip(self.passages, self.labels, strict=True) if label <= 0)
+
+
+def read_jsonl(path: Path) -> list[Example]:
+    """The rows of one file; those with one passage a row are gathered by query.
+
+    Raises:
+        InvalidData: Rows that are no JSON object or of no known shape, every one with its line.
+    """
+    problems: list[str] = []
+    examples: list[Example] = []
+    single: dict[tuple[str, str], list[tuple[str, float]]] = defaultdict(list)
+    for number, row in _rows(path, problems):
+        try:
+            made = _example(row, path.stem)
+        except (KeyError, TypeError, ValueError) as error:
+            problems.append(f"{path}:{number}: {_why(error)}")
+            continue
+        if len(made.passages) == 1 and "content" in row:
+            value = (made.labels or made.scores)[0]
+            single[made.query, made.kind].append((made.passages[0], value))
+        else:
+            examples.append(made)
+    if problems:
+        raise InvalidData(problems)
+    for (query, kind), pairs in single.items():
+        passages, values = zip(*pairs, strict=True)
+        examples.append(_valued(query, passages, kind, values, path.stem))
+    return examples
+
+
+def _rows(path: Path, problems: list[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        problems.append(f"{path}: cannot be read: {error}")
+        return
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            problems.append(f"{path}:{number}: not JSON: {error}")
+            continue
+        if isinstance(row, dict):
+            yield number, row
+        else:
+            problems.append(f"{path}:{number}: a {type(row).__name__}, not an object")
+
+
+def _example(row: Mapping[str, Any], source: str) -> Example:
+    query = _text(row, "query")
+    if "hits" in row:
+        hits = row["hits"]
+        if not isinstance(hits, list) or not hits or not all(isinstance(hit, dict) for hit in hits):
+            raise ValueError("hits has to be a list of objects with content and label")
+        passages = tuple(_text(hit, "content") for hit in hits)
+        return Example(query, passages, labels=tuple(_number(hit, "label") for hit in hits), source=source)
+    if "content" in row:
+        kind = "label" if "label" in row else "score"
+        if kind not in row:
+            raise ValueError("has neither a label nor a score")
+        return _valued(query, (_text(row, "content"),), f"{kind}s", (_number(row, kind),), source)
+    positives = _texts(row, "pos")
+    if "scores" in row:
+        if not isinstance(row["scores"], list):
+            raise ValueError("scores has to be a list of numbers")
+        scores = tuple(_number({"scores": score}, "scores") for score in row["scores"])
+        if len(scores) != len(positives):
+            raise ValueError(f"{len(scores)} scores for {len(positives)} passages in pos")
+        return Example(query, positives, scores=scores, source=source)
+    negatives = _texts(row, "neg") if row.get("neg") else ()
+    return Example(
+        query,
+        positives + negatives,
+        labels=(1.0,) * len(positives) + (0.0,) * len(negatives),
+        prompt=str(row.get("prompt_for_query") or ""),
+        source=source,
+    )
+
+
+def _valued(query: str, passages: Sequence[str], kind: str, values: Sequence[float], source: str) -> Example:
+    """An example with "labels" or "scores"."""
+    labels, scores = (values, ()) if kind == "labels" else ((), values)
+    return Example(query, tuple(passages), tuple(labels), tuple(scores), source=source)
+
+
+def _text(row: Mapping[str, Any], key: str) -> str:
+    value = row[key]
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{key} has to be a text that is not empty")
+    return value
+
+
+def _texts(row: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    values = row[key]
+    if not isinstance(values, list) or not values or not all(isinstance(v, str) and v.strip() for v in values):
+        raise ValueError(f"{key} has to be a list of texts that are not empty")
+    return tuple(values)
+
+
+def _number(row: Mapping[str, Any], key: str) -> float:
+    value = row[key]
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)  # some scripts write scores as texts
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{key} has to be a number")
+    return number
+
+
+def _why(error: Exception) -> str:
+    return f"lacks {error}" if isinstance(error, KeyError) else str(error)
+
+
+def write_jsonl(examples: Iterable[Example], path: Path) -> None:
+    """Examples as one JSON object a line, complete: `read_back` gives equal ones."""
+    with path.open("w", encoding="utf-8") as file:
+        for e in examples:
+            row = {name: getattr(e, name) for name in Example.__slots__}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def read_back(path: Path) -> list[Example]:
+    """What `write_jsonl` wrote."""
+    with path.open(encoding="utf-8") as file:
+        return [_read(json.loads(line)) for line in file]
+
+
+def _read(row: dict[str, Any]) -> Example:
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in row.items()}
+    return Example(**values)
+
+
+def scaled(examples: Sequence[Example]) -> list[Example]:
+    """Labels of each source mapped linearly to [0, 1], from the least to the greatest that occurs in it."""
+    bounds: dict[str, tuple[float, float]] = {}
+    for e in examples:
+        if e.labels:
+            low, high = bounds.get(e.source, (0.0, 1.0))
+            bounds[e.source] = (min(low, *e.labels), max(high, *e.labels))
+    made = []
+    for e in examples:
+        low, high = bounds.get(e.source, (0.0, 1.0))
+        made.append(replace(e, labels=tuple((label - low) / (high - low) for label in e.labels)))
+    return made

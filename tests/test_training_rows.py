@@ -1,0 +1,162 @@
+"""Rows for training: shapes, bad rows, mining, labels."""
+
+import json
+
+import numpy as np
+import pytest
+
+import tamis
+from tamis.evaluation.collection import Collection, Query
+from tamis.training.examples import headless, read_examples
+from tamis.training.mining import holds_answer, mine
+from tamis.training.recipe import DataOptions, Recipe, read_recipe
+from tamis.training.rows import Example, read_back, read_jsonl, scaled, write_jsonl
+from tamis.types import Passage
+
+
+def jsonl(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_every_shape(tmp_path):
+    file = jsonl(
+        tmp_path / "rows.jsonl",
+        {"query": "a", "pos": ["p"], "neg": ["n", "m"], "prompt_for_query": "ask: "},
+        {"query": "b", "pos": ["p"]},
+        {"query": "c", "pos": ["p", "q"], "scores": [0.9, 0.1]},
+        {"query": "d", "hits": [{"content": "p", "label": 2}, {"content": "q", "label": 0}]},
+        {"query": "e", "content": "p", "label": 1},
+        {"query": "e", "content": "q", "label": 0},
+        {"query": "f", "content": "p", "score": -0.5},
+    )
+    assert read_jsonl(file) == [
+        Example("a", ("p", "n", "m"), (1.0, 0.0, 0.0), prompt="ask: ", source="rows"),
+        Example("b", ("p",), (1.0,), source="rows"),
+        Example("c", ("p", "q"), scores=(0.9, 0.1), source="rows"),
+        Example("d", ("p", "q"), (2.0, 0.0), source="rows"),
+        Example("e", ("p", "q"), (1.0, 0.0), source="rows"),
+        Example("f", ("p",), scores=(-0.5,), source="rows"),
+    ]
+
+
+def test_bad_rows_are_named_all_at_once(tmp_path):
+    file = tmp_path / "bad.jsonl"
+    file.write_text(
+        '{"query": "a", "pos": ["p"]}\nnot json\n[1]\n{"pos": ["p"]}\n{"query": "b", "pos": []}\n\n'
+        '{"query": "c", "pos": ["p"], "scores": [1, 2]}\n{"query": "d", "content": "p", "label": "high"}\n'
+        '{"query": " ", "pos": ["p"]}\n',
+        encoding="utf-8",
+    )
+    other = jsonl(tmp_path / "other.jsonl", {"query": "a", "hits": []})
+    with pytest.raises(tamis.InvalidInput) as caught:
+        read_examples(DataOptions((str(file), str(other))), 0)
+    lines = str(caught.value)
+    for place in (
+        "bad.jsonl:2",
+        "bad.jsonl:3",
+        "bad.jsonl:4",
+        "bad.jsonl:5",
+        "bad.jsonl:7",
+        "bad.jsonl:8",
+        "bad.jsonl:9",
+    ):
+        assert place in lines
+    assert "other.jsonl:1" in lines
+    assert "bad.jsonl:1:" not in lines
+    assert "bad.jsonl:6" not in lines
+
+
+def test_written_rows_come_back(tmp_path):
+    rows = [Example("q é", ("a", "b"), (1.0, 0.0), (0.5, 0.25), "p", "s"), Example("q", ("a",), scores=(1.0,))]
+    write_jsonl(rows, tmp_path / "rows.jsonl")
+    assert read_back(tmp_path / "rows.jsonl") == rows
+
+
+def test_labels_become_zero_to_one_a_source():
+    rows = [
+        Example("a", ("p", "q"), (3.0, 1.0), source="graded"),
+        Example("b", ("p", "q"), (1.0, 0.0), source="binary"),
+        Example("c", ("p",), scores=(7.0,), source="graded"),
+    ]
+    assert [e.labels for e in scaled(rows)] == [(1.0, 1 / 3), (1.0, 0.0), ()]
+
+
+@pytest.fixture
+def collection():
+    corpus = {
+        name: Passage(text, id=name)
+        for name, text in {
+            "right": "Paris is the capital of France.",
+            "same": "The capital of France? paris, of course.",
+            "near": "France has a capital.",
+            "far": "Cows eat grass.",
+            "judged": "Lyon is in France.",
+        }.items()
+    }
+    queries = {"q": Query("q", "capital of France", answers=("Paris",))}
+    return Collection("c", "train", corpus, queries, {"q": {"right": 1, "judged": 0}})
+
+
+def test_negatives_leave_out_what_may_answer(collection):
+    run = {"q": {"right": 4.0, "same": 3.0, "near": 2.0, "judged": 1.5, "far": 1.0}}
+    near = {"q": {"right": 0.8, "same": 0.79, "near": 0.78, "judged": 0.5, "far": 0.1}}
+    rng = np.random.default_rng(0)
+    found = mine(collection, [run], negatives=9, top=9, rng=rng, similarities=near, guard=0.95)
+    assert set(found["q"]) == {"judged", "far"}  # near is above 0.95 * 0.8; same holds the answer
+    assert set(mine(collection, [run], negatives=9, top=9, rng=rng)["q"]) == {"near", "judged", "far"}
+    assert set(mine(collection, [run], negatives=9, top=3, rng=rng)["q"]) == {"near"}
+    assert len(mine(collection, [run], negatives=1, top=9, rng=rng)["q"]) == 1
+
+
+def test_answers_that_say_nothing_guard_nothing():
+    assert holds_answer(Query("q", "?", answers=("Paris",)), "in paris")
+    assert not holds_answer(Query("q", "?", answers=("yes", "x", "")), "yes, x")
+    assert not holds_answer(Query("q", "?", answers=None), "anything")
+
+
+def test_examples_of_a_folder(tmp_path):
+    folder = tmp_path / "set"
+    (folder / "qrels").mkdir(parents=True)
+    jsonl(
+        folder / "corpus.jsonl",
+        *({"_id": f"d{i}", "title": f"About river number {i}", "text": f"The river {w} is long. It flows {i}."} for i, w in
+          enumerate(["Po", "Ob", "Don", "Aar", "Inn"])),
+    )  # fmt: skip
+    jsonl(
+        folder / "queries.jsonl", {"_id": "q", "text": "How long is the river Po?"}, {"_id": "r", "text": "river Inn"}
+    )
+    (folder / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\nq\td0\t1\nr\td4\t1\n")
+    data = DataOptions((str(folder),), negatives=2, titles=2)
+    examples = read_examples(data, 3)
+    assert examples == read_examples(data, 3)
+    asked = {e.query: e for e in examples}
+    assert asked["How long is the river Po?"].positives == ("About river number 0\nThe river Po is long. It flows 0.",)
+    assert all(len(e.passages) == 3 for e in examples)
+    titles = [e for e in examples if e.source == "set-titles"]
+    assert len(titles) == 2
+    assert all(e.query.startswith("About river number") and "About" not in e.positives[0] for e in titles)
+
+
+def test_headless():
+    assert headless(Passage("A title of words\nBody.", metadata={"title": "A title of words"})) == (
+        "A title of words",
+        "Body.",
+    )
+    assert headless(Passage("Title\nBody.", metadata={"title": "Title"})) == ("", "Body.")
+    assert headless(Passage("No title is here. None.")) == ("", "No title is here. None.")
+
+
+def test_a_recipe_is_checked(tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_text('recipe = "cross-encoder"\nmodel = "m"\noutput = "o"\n[data]\ntrain = ["x"]\nnegative = 3\n')
+    with pytest.raises(tamis.InvalidInput, match="'negatives'"):
+        read_recipe(path)
+    path.write_text('recipe = "cross-encoder"\nmodel = "m"\n[data]\ntrain = ["x"]\n')
+    with pytest.raises(tamis.InvalidInput, match="lacks output"):
+        read_recipe(path)
+    path.write_text("recipe = ")
+    with pytest.raises(tamis.InvalidInput, match="cannot be read"):
+        read_recipe(path)
+    path.write_text('recipe = "cross-encoder"\nmodel = "m"\noutput = "o"\nseed = 7\n[data]\ntrain = ["x"]\n')
+    assert read_recipe(path) == Recipe("cross-encoder", "m", "o", DataOptions(("x",)), 7)
