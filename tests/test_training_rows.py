@@ -118,11 +118,11 @@ def test_answers_that_say_nothing_guard_nothing():
 def test_examples_of_a_folder(tmp_path):
     folder = tmp_path / "set"
     (folder / "qrels").mkdir(parents=True)
-    jsonl(
-        folder / "corpus.jsonl",
-        *({"_id": f"d{i}", "title": f"About river number {i}", "text": f"The river {w} is long. It flows {i}."} for i, w in
-          enumerate(["Po", "Ob", "Don", "Aar", "Inn"])),
-    )  # fmt: skip
+    rivers = [
+        {"_id": f"d{i}", "title": f"About river number {i}", "text": f"The river {name} is long. It flows {i}."}
+        for i, name in enumerate(["Po", "Ob", "Don", "Aar", "Inn"])
+    ]
+    jsonl(folder / "corpus.jsonl", *rivers)
     jsonl(
         folder / "queries.jsonl", {"_id": "q", "text": "How long is the river Po?"}, {"_id": "r", "text": "river Inn"}
     )
