@@ -61,7 +61,7 @@ def trained(tmp_path, encoder, options, examples=None, **arguments):
     ids=str,
 )
 def test_it_learns_and_scores_as_in_sentence_transformers(tmp_path, encoder, options):
-    trainer, folder = trained(tmp_path, encoder, options, learning_rate=1e-2 if "lora" in options else 2e-4)
+    trainer, folder = trained(tmp_path, encoder, options, learning_rate=2e-3 if "lora" in options else 2e-4)
     assert tt.falls(trainer)
     for dim in (None, 16):
         with tamis.load(folder, dtype="float32", dim=dim) as reranker:

@@ -2,7 +2,7 @@
 
 The jsonl shapes are RAG-Retrieval's (the first one FlagEmbedding's too); a file holds rows of one shape or of several:
 
-    {"query": q, "pos": [text, ...], "neg": [text, ...], "prompt_for_query": p}    two of them may be absent
+    {"query": q, "pos": [text, ...], "neg": [text, ...], "prompt_for_query": p}    neg and prompt: if any
     {"query": q, "pos": [text, ...], "scores": [s, ...]}                           a teacher's scores of the passages
     {"query": q, "content": text, "label": l}                                      one passage a row, graded
     {"query": q, "content": text, "score": s}                                      the same, by a teacher
@@ -14,12 +14,13 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tamis.errors import InvalidData
+from tamis.evaluation.rows import Problems
+from tamis.evaluation.rows import read_jsonl as read_objects
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,48 +63,28 @@ def read_jsonl(path: Path) -> list[Example]:
     """The rows of one file; those with one passage a row are gathered by query.
 
     Raises:
+        InvalidInput: The file cannot be read.
         InvalidData: Rows that are no JSON object or of no known shape, every one with its line.
     """
-    problems: list[str] = []
+    problems = Problems()
     examples: list[Example] = []
     single: dict[tuple[str, str], list[tuple[str, float]]] = defaultdict(list)
-    for number, row in _rows(path, problems):
+    for number, row in read_objects(path, problems):
         try:
             made = _example(row, path.stem)
         except (KeyError, TypeError, ValueError) as error:
-            problems.append(f"{path}:{number}: {_why(error)}")
+            problems.add(path, number, f"{_why(error)}.")
             continue
         if len(made.passages) == 1 and "content" in row:
             value = (made.labels or made.scores)[0]
             single[made.query, made.kind].append((made.passages[0], value))
         else:
             examples.append(made)
-    if problems:
-        raise InvalidData(problems)
+    problems.check()
     for (query, kind), pairs in single.items():
         passages, values = zip(*pairs, strict=True)
         examples.append(_valued(query, passages, kind, values, path.stem))
     return examples
-
-
-def _rows(path: Path, problems: list[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        problems.append(f"{path}: cannot be read: {error}")
-        return
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            problems.append(f"{path}:{number}: not JSON: {error}")
-            continue
-        if isinstance(row, dict):
-            yield number, row
-        else:
-            problems.append(f"{path}:{number}: a {type(row).__name__}, not an object")
 
 
 def _example(row: Mapping[str, Any], source: str) -> Example:

@@ -94,7 +94,7 @@ def _trained(
         processes.part()
         if processes.is_first():
             module.save(trainer, recipe.output, options, examples)
-            shutil.rmtree(recipe.output / run_folder.START, ignore_errors=True)  # checkpoints of adapters rest on it
+            shutil.rmtree(recipe.output / run_folder.START, ignore_errors=True)  # which checkpoints may rest on
     return tuple(dict(entry) for entry in trainer.state.log_history), seconds
 
 
