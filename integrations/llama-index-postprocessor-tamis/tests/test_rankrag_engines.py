@@ -105,7 +105,10 @@ async def test_streams(retriever, rag, query):
     whole = engine.query(query)
     assert "".join(streaming.query(query).response_gen) == whole.response
     response = await streaming.aquery(query)
-    assert response.source_nodes == whole.source_nodes
+    assert [node.node_id for node in response.source_nodes] == [node.node_id for node in whole.source_nodes]
+    assert [node.score for node in response.source_nodes] == pytest.approx(
+        [n.score for n in whole.source_nodes], abs=1e-6
+    )
     assert "".join([piece async for piece in response.async_response_gen()]) == whole.response
     assert str(streaming.query(query)) == whole.response
 

@@ -217,7 +217,10 @@ async def test_stream(rag, nodes, query):
     assert isinstance(response, StreamingResponse)
     assert isinstance(later, AsyncStreamingResponse)
     for one in (response, later):  # the sources are there before the text
-        assert one.source_nodes == whole.source_nodes
+        assert [node.node_id for node in one.source_nodes] == [node.node_id for node in whole.source_nodes]
+        assert [node.score for node in one.source_nodes] == pytest.approx(
+            [n.score for n in whole.source_nodes], abs=1e-6
+        )
         assert "found" not in one.metadata
     pieces = list(response.response_gen)
     assert [piece async for piece in later.async_response_gen()] == pieces
