@@ -1,7 +1,7 @@
 """What a reranker changes: one question-answering pipeline, in LlamaIndex and in LangChain, without and with Tamis.
 
-The passages are the docstrings of Python's standard library. BM25 fetches 100 for each question, and tamis-mini puts
-them in order. For each question it was settled beforehand, from the library's documentation, which entries
+The passages are the docstrings of Python's standard library. BM25 fetches 100 for each question, and Tamis' embedded
+model puts them in order. For each question it was settled beforehand, from the library's documentation, which entries
 answer it. Then the embedded RankRAG model ranks the best and answers from them; see `demo_answers`. Nothing is
 downloaded, and no GPU is needed.
 

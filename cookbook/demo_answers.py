@@ -1,6 +1,6 @@
 """The second half of the demo: one language model ranks the passages and answers from the best, in both frameworks.
 
-BM25 fetches, tamis-mini keeps eight, and the embedded RankRAG model (SmolLM2-135M) ranks those and
+BM25 fetches, Tamis's embedded reranker keeps eight, and the embedded RankRAG model (SmolLM2-135M) ranks those and
 answers. It was never tuned for that, so that its answers show how this works and not how well. Without the package that
 carries it, this half is left out.
 """

@@ -153,7 +153,7 @@ def test_models_names_every_family(capsys):
     answer = as_json(capsys, "models")
     assert [family["name"] for family in answer["families"]] == tamis.list_families()
     assert {family["mode"] for family in answer["families"]} <= set(answer["modes"])
-    assert answer["default"]["model"] == "tamis-mini"
+    assert answer["shipped"]["model"] == "tamis-mini"
     assert answer["embedded"]["model"] == "all-MiniLM-L6-v2"
     assert answer["embedded"]["installed"] is True
     assert main(["models"]) == 0

@@ -39,8 +39,8 @@ def test_every_card_tells_data_licences_command_seed_and_figures(folder):
             assert list(file.keys())
 
 
-def test_the_default_needs_nothing_but_tamis():
-    with tamis.load() as reranker:
+def test_tamis_mini_needs_nothing_but_tamis():
+    with tamis.load(mode="cross-encoder") as reranker:
         assert (reranker.model, reranker.mode) == (MINI, "cross-encoder")
         ranking = reranker.rank(QUERY, PASSAGES)
         assert ranking[0].index == 1
@@ -54,12 +54,12 @@ def test_tamis_mini_is_an_ordinary_cross_encoder():
 
     peer = CrossEncoder(str(SHIPPED / MINI), activation_fn=Identity(), device="cpu", model_kwargs={"dtype": "float32"})
     expected = peer.predict([(QUERY, passage) for passage in PASSAGES])
-    with tamis.load(dtype="float32") as reranker:
+    with tamis.load(mode="cross-encoder", dtype="float32") as reranker:
         np.testing.assert_allclose(reranker.logits(QUERY, PASSAGES), expected, atol=1e-4)
 
 
-def test_what_the_options_speak_of_is_loaded():
-    with tamis.load(dim=64) as short, tamis.load(mode="bi-encoder") as whole:
+def test_the_default_is_the_bi_encoder():
+    with tamis.load(dim=64) as short, tamis.load() as whole:
         assert short.model == whole.model == "all-MiniLM-L6-v2"
         assert short.mode == whole.mode == "bi-encoder"
 
@@ -87,6 +87,6 @@ def test_it_ranks_better_than_bm25_where_it_was_not_trained():
     """HotpotQA's candidates, which no training run has seen: thirty questions, ten passages each."""
     from tamis.evaluation import evaluate, read_collection
 
-    with tamis.load() as reranker:
+    with tamis.load(mode="cross-encoder") as reranker:
         report = evaluate({"mini": reranker}, [read_collection(DATA / "hotpotqa", "dev")], limit=30, resamples=100)
     assert report.means("mini")["nDCG@10"] > report.means()["nDCG@10"]

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from tamis.checkpoint import Checkpoint
     from tamis.reranker import Reranker
 
-_OF_VECTORS = ("dim", "similarity", "cache_dtype", "passage_model")  # without a model they mean the bi-encoder
-
 
 def load(
     model: str | Path | None = None,
@@ -60,9 +58,9 @@ def load(
     """Loads a reranker. Two loads of one checkpoint share one engine, and ten threads that ask at once load once.
 
     Args:
-        model: A hub id, a local folder or a `.gguf` file. None needs no network and no GPU: it is tamis-mini, the small
-            cross-encoder that comes with Tamis; with `mode="bi-encoder"`, `dim=` or `similarity=` the embedded
-            all-MiniLM-L6-v2; with `mode="rankrag"` the embedded RankRAG model.
+        model: A hub id, a local folder or a `.gguf` file. None needs no network and no GPU: it is the embedded
+            all-MiniLM-L6-v2; with `mode="cross-encoder"` tamis-mini, which comes with Tamis; with `mode="rankrag"` the
+            embedded RankRAG model.
         mode: "lexical", "cross-encoder", "causal-lm", "layerwise", "bi-encoder", "late-interaction" or "rankrag"; read
             from the checkpoint if None. With "causal-lm" or "rankrag" any chat model ranks; untuned ones do it badly.
         family: One of `tamis.list_families()`; read from the checkpoint if None.
@@ -153,15 +151,14 @@ def load(
 
 
 def _default(options: LoadOptions) -> Checkpoint:
-    """What no model means: tamis-mini; or, where the options speak of another mode, the embedded model of that."""
+    """What no model means: the embedded model of the mode, the bi-encoder where none is named."""
     from tamis.checkpoint import Checkpoint
 
     if "rankrag" in (options.mode, options.family):
         from tamis.rankrag.loading import embedded
 
         return embedded()
-    vectors = any(getattr(options, name) is not None for name in _OF_VECTORS)
-    if options.mode in (None, "cross-encoder") and options.family is None and not vectors:
+    if options.mode == "cross-encoder" and options.family is None:
         return Checkpoint.shipped()
     return Checkpoint.embedded()
 

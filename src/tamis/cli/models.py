@@ -38,11 +38,11 @@ def run(arguments: argparse.Namespace) -> None:
         state = f"not installed. {error}"
     if arguments.json:
         embedded = {"model": EMBEDDED, "installed": path is not None, "path": path}
-        default = {"model": MINI, "path": str(SHIPPED / MINI)}
+        shipped = {"model": MINI, "path": str(SHIPPED / MINI)}
         rows = [_as_json(family) for family in families()]
-        write_json({"modes": MODES, "families": rows, "default": default, "embedded": embedded})
+        write_json({"modes": MODES, "families": rows, "shipped": shipped, "embedded": embedded})
     else:
-        _show(f"modes: {', '.join(MODES)}", f"default: {MINI}", f"embedded bi-encoder: {EMBEDDED}, {state}")
+        _show(f"modes: {', '.join(MODES)}", f"shipped cross-encoder: {MINI}", f"embedded: {EMBEDDED}, {state}")
 
 
 def markdown(rows: Sequence[Family]) -> str:

@@ -97,7 +97,7 @@ class TamisRerank(BaseNodePostprocessor):
     )
 
     model: str | Path | None = Field(
-        default=None, description="Hub id or local folder; None is tamis-mini, which comes with Tamis."
+        default=None, description="Hub id or local folder; None is the embedded model, which needs no network."
     )
     mode: str | None = Field(default=None, description="As in tamis.load; read from the checkpoint if None.")
     family: str | None = Field(default=None, description="One of tamis.list_families(); read from the checkpoint.")
