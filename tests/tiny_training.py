@@ -10,7 +10,8 @@ from tamis.training.recipe import DataOptions, Recipe
 from tamis.training.rows import Example
 
 QUERIES = [text.split(";")[0].split(":")[0].lower() for text in tiny.TEXT]
-PASSAGES = [tiny.text(24, seed) for seed in range(21)]
+EACH = 5  # passages that one query may have for negatives
+PASSAGES = [tiny.text(24, seed) for seed in range(EACH * len(QUERIES))]
 
 
 def labelled(negatives: int = 2) -> list[Example]:
@@ -18,7 +19,7 @@ def labelled(negatives: int = 2) -> list[Example]:
     return [
         Example(
             query,
-            (tiny.TEXT[i], *PASSAGES[3 * i : 3 * i + negatives]),
+            (tiny.TEXT[i], *PASSAGES[EACH * i : EACH * i + negatives]),
             labels=(1.0,) + (0.0,) * negatives,
         )
         for i, query in enumerate(QUERIES)
