@@ -96,6 +96,21 @@ def test_a_poisoned_sequence_fails_alone():
     engine.close()
 
 
+def test_what_never_ran_alone_is_not_to_blame():
+    runner = FakeRunner()
+    engine = Engine([runner], batch_tokens=10_000)
+    runner.go.clear()
+    engine.submit([sequence(2)])
+    assert runner.started.wait(5)
+    good = [engine.submit([sequence(length)]) for length in range(3, 40, 2)]
+    bad = engine.submit([sequence(length, first=-1) for length in range(4, 41, 2)])  # between the good ones, by length
+    runner.go.set()
+    with pytest.raises(RuntimeError, match="poisoned"):
+        bad.result(5)
+    assert [future.result(5)[0].tolist() for future in good] == [[length] for length in range(3, 40, 2)]
+    engine.close()
+
+
 def test_another_runtime_error_is_not_taken_for_out_of_memory():
     engine = Engine([FakeRunner()], batch_tokens=1000)
     with pytest.raises(RuntimeError, match="poisoned"):

@@ -157,16 +157,17 @@ class Device:
         """
         parts, failed, answered = [(batch, error)], 0, False
         while parts:
-            part, error = parts.pop()
-            part = [work for work in part if exchange.wanted(work)]
+            ran, error = parts.pop()
+            part = [work for work in ran if exchange.wanted(work)]
             if not part:
                 continue
-            if len(part) == 1 or (failed >= PATIENCE and not answered):
+            if len(ran) == 1 or (failed >= PATIENCE and not answered):
                 failed += 1
                 exchange.fail(part, error)
                 continue
             exchange.counters.splits += 1
-            for half in (part[len(part) // 2 :], part[: len(part) // 2]):
+            middle = len(part) // 2  # 0 where the others are wanted no more: one that never ran alone is not to blame
+            for half in filter(None, (part[middle:], part[:middle])):
                 try:
                     rows = self.runner.run([work.payload.tokens for work in half])
                 except Exception as again:  # noqa: BLE001
