@@ -7,14 +7,14 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from tamis import load
 from tamis.cli.output import one_line, say, show, status, write_json
 from tamis.errors import InvalidInput
 from tamis.inputs import Cut, check_query
 from tamis.long_documents import POLICIES
-from tamis.options import DTYPES, MODES
+from tamis.options import DTYPES, MODES, ApiName
 from tamis.types import Hit, Passage, Ranking
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ WIDEST_PLACE = 26  # columns for where a passage stands, so that in 80 there is 
 LIMITS = ("top_n", "min_score", "max_tokens")
 OPTIONS = (
     "mode", "family", "dim", "layer", "instruction", "passage_model", "num_layers", "dtype", "device", "max_length",
-    "long_documents",
+    "long_documents", "api", "server_model",
 )  # fmt: skip
 
 
@@ -50,7 +50,7 @@ def add_command(commands: Any) -> None:
     add("--max-tokens", type=int, metavar="N", help="the best that have N tokens together at most")
     add("--json", action="store_true", help="one JSON object instead of a table")
     add = parser.add_argument_group("model").add_argument
-    add("--model", metavar="M", help="a folder or hub id (default: the embedded model)")
+    add("--model", metavar="M", help="a folder, a hub id, or a URL with --mode remote (default: the embedded model)")
     add("--mode", choices=MODES, help="default: what the model's files say")
     add("--family", metavar="F", help="a name that `tamis models` shows (default: what the model's files say)")
     add("--dim", type=_numbers, metavar="D", help="bi-encoder: leading dimensions, 64; or a funnel, 64,128,384")
@@ -62,6 +62,8 @@ def add_command(commands: Any) -> None:
     add("--device", metavar="D", help="cpu, cuda:0, ... (default: the first GPU, else cpu)")
     add("--max-length", type=int, metavar="N", help="tokens that the model reads of query and passage")
     add("--long-documents", choices=POLICIES, default="truncate", help="what does not fit (default: truncate)")
+    add("--api", choices=get_args(ApiName), help="remote: what the server speaks; its key comes from the environment")
+    add("--server-model", metavar="M", help="remote: which of the server's models")
 
 
 def _numbers(text: str) -> int | list[int]:
