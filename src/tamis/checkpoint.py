@@ -19,6 +19,7 @@ MINI = "tamis-mini"
 ADAPTOR = SHIPPED / "mrl-adaptor"  # a rotation, after which the vectors can be truncated
 
 _DATA = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.py", "artifact.metadata"]
+_WORDS = [pattern for pattern in _DATA if pattern != "*.safetensors"]
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -48,8 +49,13 @@ class Checkpoint:
     adaptor: Path | None = None
 
     @classmethod
-    def find(cls, model: str | Path, revision: str | None = None) -> Checkpoint:
+    def find(cls, model: str | Path, revision: str | None = None, *, weights: bool = True) -> Checkpoint:
         """A local folder or GGUF file, or else a hub id, whose data files are fetched into the Hugging Face cache.
+
+        Args:
+            model: Which.
+            revision: Of a hub id.
+            weights: Whether they are fetched too.
 
         Raises:
             ModelNotFound: Neither a folder nor a repository that the hub or its cache can give.
@@ -66,7 +72,7 @@ class Checkpoint:
             or str(model).startswith(("/", ".", "~"))
         ):
             raise ModelNotFound(f"{str(model)!r} is not a folder, and not a hub id (ORGANISATION/NAME) either.")
-        return cls(str(model), _fetch(str(model), revision))
+        return cls(str(model), _fetch(str(model), revision, _DATA if weights else _WORDS))
 
     @classmethod
     def embedded(cls) -> Checkpoint:
@@ -211,12 +217,12 @@ def read_json(path: Path) -> Any:
         raise CorruptCheckpoint(f"{path} is not readable JSON ({error}). Fetch the model again.") from error
 
 
-def _fetch(hub_id: str, revision: str | None) -> Path:
+def _fetch(hub_id: str, revision: str | None, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=_DATA))
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         at = f" at revision {revision}" if revision else ""
         raise ModelNotFound(

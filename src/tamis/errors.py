@@ -15,6 +15,7 @@ TamisError
 ├── InvalidScore          the model returned NaN or infinity for a passage
 ├── OutOfMemory           one sequence alone does not fit the device
 ├── Overloaded            too much waits for the model already
+├── RemoteError           a server failed, or its answer cannot be trusted
 ├── DeadlineExceeded      a call took longer than its timeout (also a TimeoutError)
 ├── DeviceLost            the engine's thread died, or the process was forked after CUDA was in use
 └── Closed                the reranker or its engine was closed
@@ -102,6 +103,32 @@ class OutOfMemory(TamisError):
 
 class Overloaded(TamisError):
     """Too much waits for the model already; the request was not queued."""
+
+
+class RemoteError(TamisError):
+    """A server could not be reached, refused, failed, or answered what cannot be trusted.
+
+    Attributes:
+        status: The HTTP status of its answer; None where there was none.
+        retryable: Whether the same request may succeed later. It was tried again already, as often as `retries=` says.
+        retry_after: The seconds that the server asked to wait; None where it did not say.
+        detail: What the server gave as the reason, cut short; empty where it gave none.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        retryable: bool = False,
+        retry_after: float | None = None,
+        detail: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retryable = retryable
+        self.retry_after = retry_after
+        self.detail = detail
 
 
 class DeadlineExceeded(TamisError, TimeoutError):

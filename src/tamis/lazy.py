@@ -19,7 +19,8 @@ class Lazy(Generic[T]):
 
     It runs in a thread of its own, so that no event loop stands still meanwhile, no place in an executor is taken by
     those who wait, and a caller who is cancelled takes nothing from the others. A load that failed raises for all who
-    waited for it, and the next call tries again. Deep copies are the same object; pickles are not loaded.
+    waited for it, and the next call tries again. Deep copies are the same object; pickles are not loaded, and hold no
+    key.
 
     Args:
         load: Usually `tamis.load` or `tamis.load_rankrag`.
@@ -66,7 +67,7 @@ class Lazy(Generic[T]):
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._load, self.options)
+        return type(self), (self._load, {name: value for name, value in self.options.items() if name != "api_key"})
 
 
 class LazyReranker(Lazy["Reranker"]):

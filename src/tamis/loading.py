@@ -11,18 +11,21 @@ from tamis.long_documents import LongDocuments
 from tamis.options import (
     CACHE_BYTES,
     QUEUE_TOKENS,
+    ApiName,
     Attention,
     CacheDtype,
     Head,
     HeadIndex,
     LoadOptions,
     Overload,
+    Scale,
     Similarity,
 )
 
 if TYPE_CHECKING:
     from tamis.checkpoint import Checkpoint
     from tamis.reranker import Reranker
+    from tamis.secret import Secret
 
 
 def load(
@@ -54,15 +57,26 @@ def load(
     compress_ratio: int | None = None,
     compress_layers: int | Sequence[int] | None = None,
     head_index: HeadIndex | None = None,
+    api: ApiName | None = None,
+    api_key: str | Secret | None = None,
+    server_model: str | None = None,
+    request_passages: int | None = None,
+    connections: int | None = None,
+    deadline: float | None = None,
+    retries: int | None = None,
+    verify: bool | str | Path = True,
+    allow_http: bool = False,
+    scale: Scale | None = None,
 ) -> Reranker:
     """Loads a reranker. Two loads of one checkpoint share one engine, and ten threads that ask at once load once.
 
     Args:
-        model: A hub id, a local folder or a `.gguf` file. None needs no network and no GPU: it is the embedded
-            all-MiniLM-L6-v2; with `mode="cross-encoder"` tamis-mini, which comes with Tamis; with `mode="rankrag"` the
-            embedded RankRAG model.
+        model: A hub id, a local folder or a `.gguf` file; with mode="remote" a URL. None needs no network and no GPU:
+            it is the embedded all-MiniLM-L6-v2; with `mode="cross-encoder"` tamis-mini, which comes with Tamis; with
+            `mode="rankrag"` the embedded RankRAG model.
         mode: "lexical", "cross-encoder", "causal-lm", "layerwise", "bi-encoder", "late-interaction" or "rankrag"; read
             from the checkpoint if None. With "causal-lm" or "rankrag" any chat model ranks; untuned ones do it badly.
+            "remote" has a server score: see docs/remote.md.
         family: One of `tamis.list_families()`; read from the checkpoint if None.
         num_layers: Keep only the first n layers of a deeper model.
         device: "cpu", "cuda:0", ...; the first CUDA device if there is one, else the CPU. A list loads a copy on each,
@@ -104,11 +118,25 @@ def load(
         compress_layers: Before which layers; 8 if None, as in the published code.
         head_index: Lightweight layerwise models: "reference" reads a single layer through the first head, as the
             published code does, "layer" through the layer's own.
+        api: remote: "nim", "tei", "vllm", "cohere", "jina" or "voyage"; found out from the URL or the server if None.
+        api_key: remote: the key that the server wants, as a `str` or pydantic's `SecretStr`. If None, the vendor's own
+            variable (`COHERE_API_KEY`, ...) at the vendor's own host, else `TAMIS_API_KEY`.
+        server_model: remote: which of the server's models; found out from the server if None and it has but one.
+        request_passages: remote: passages of one request; the API's own limit if None. More are split, and merged.
+        connections: remote: requests under way at once; 8 if None.
+        deadline: remote: seconds that a call may take, all its requests and retries, where it has no `timeout=`; 60 if
+            None.
+        retries: remote: how often a request that failed is repeated at most; 4 if None.
+        verify: remote: a file of certificate authorities instead of the usual ones. False trusts any certificate.
+        allow_http: remote: send the key over http:// to another machine.
+        scale: remote: what the server's numbers are, "logit", "probability" or "cosine", where it is not what its API
+            says: llama.cpp, for one, gives logits under Jina's.
 
     Raises:
         InvalidInput: An argument is wrong, or means nothing in the mode.
         LoadError: The checkpoint cannot be loaded; its subclasses in `tamis.errors` say why.
-        MissingExtra: The embedded model is not installed.
+        MissingExtra: The embedded model, or what the mode needs, is not installed.
+        RemoteError: The server had to be asked, and failed.
     """
     from tamis.checkpoint import Checkpoint
     from tamis.families import named, resolve
@@ -141,8 +169,25 @@ def load(
         compress_ratio=compress_ratio,
         compress_layers=_listed(compress_layers),
         head_index=head_index,
+        api=api,
+        api_key=api_key,
+        server_model=server_model,
+        request_passages=request_passages,
+        connections=connections,
+        deadline=deadline,
+        retries=retries,
+        verify=str(verify) if isinstance(verify, Path) else verify,
+        allow_http=allow_http,
+        scale=scale,
     )
-    if "lexical" in (mode, named(family, mode).mode if family else None):
+    chosen = named(family, mode).mode if family else mode
+    if chosen == "remote" and family in (None, "remote"):
+        from tamis.remote.connecting import connect
+
+        return Reranker(connect(model, options))
+    if chosen is None and str(model).startswith(("http://", "https://")):
+        raise InvalidInput('The model is a URL; pass mode="remote" to have the server score.')
+    if chosen == "lexical":
         if model not in (None, "bm25"):
             raise InvalidInput(f"Lexical mode has no checkpoint, but model={str(model)!r}; leave it out.")
         return Reranker(named(family or "bm25").build(None, options))  # type: ignore[arg-type]

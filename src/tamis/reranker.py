@@ -148,7 +148,7 @@ class Reranker:
                     call = self._ranking(query, passages, cut)
                 except InvalidInput as error:
                     raise InvalidInput(f"Request {index}: {error}") from error
-                running.append((self._start(call), time.monotonic()))
+                running.append((self._start(call, timeout), time.monotonic()))
                 if len(running) >= IN_FLIGHT:
                     yield finished()
             while running:
@@ -308,16 +308,16 @@ class Reranker:
 
     def _run(self, call: _Call[T], timeout: float | None) -> T:
         check_timeout(timeout)
-        return self._open(call).run(timeout)
+        return self._open(call, timeout).run(timeout)
 
-    def _start(self, call: _Call[T]) -> Future[T]:
-        return self._open(call).start()
+    def _start(self, call: _Call[T], timeout: float | None = None) -> Future[T]:
+        return self._open(call, timeout).start()
 
     async def _await(self, call: _Call[T], timeout: float | None) -> T:
         import asyncio
 
         check_timeout(timeout)
-        future = self._start(call)
+        future = self._start(call, timeout)
         waiting = asyncio.wrap_future(future)
         try:
             # Not wait_for: its TimeoutError cannot be told from one that the steps themselves raise.
@@ -330,8 +330,8 @@ class Reranker:
                 waiting.cancel()
                 future.cancel()
 
-    def _open(self, call: _Call[T]) -> Request[T]:
-        request = Request(self._timed(call.steps, time.perf_counter()))
+    def _open(self, call: _Call[T], timeout: float | None) -> Request[T]:
+        request = Request(self._timed(call.steps, time.perf_counter()), timeout)
         with self._lock:
             if self._closed:
                 raise self._closed_error()

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, InvalidStateError, ThreadPoolExecutor, wait
 from contextlib import suppress
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 from functools import lru_cache
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -24,6 +24,17 @@ T = TypeVar("T")
 
 Pending: TypeAlias = Sequence["Future[Any]"]
 Steps: TypeAlias = Generator[Pending, None, T]
+
+
+_deadline: ContextVar[float | None] = ContextVar("tamis_deadline", default=None)
+
+
+def deadline() -> float | None:
+    """When the caller of the steps that run now gives up, by `time.monotonic`; None if he waits as long as it takes.
+
+    It is enforced by who drives the steps. They may ask in order not to begin what cannot end in time.
+    """
+    return _deadline.get()
 
 
 @lru_cache(maxsize=1)
@@ -41,12 +52,17 @@ class Request(Generic[T]):
 
     `future` is resolved on every path: with the result, with the error that the steps raised, with the error given
     to `fail`, or cancelled. Whatever the request still has waiting in an engine is withdrawn at that moment.
+
+    Args:
+        steps: What to run.
+        timeout: What `deadline` tells them, in seconds from now.
     """
 
-    def __init__(self, steps: Steps[T]) -> None:
+    def __init__(self, steps: Steps[T], timeout: float | None = None) -> None:
         self.future: Future[T] = Future()
         self._steps = steps
         self._context = copy_context()  # the caller's: pool threads have none of it
+        self._context.run(_deadline.set, None if timeout is None else time.monotonic() + timeout)
         self._pending: Pending = ()
         self._lock = threading.Lock()
 

@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationInfo, field_validator
 from pydantic.json_schema import SkipJsonSchema
 
 import tamis
@@ -15,17 +15,25 @@ from tamis.long_documents import LongDocuments
 from tamis.options import (
     CACHE_BYTES,
     QUEUE_TOKENS,
+    ApiName,
     Attention,
     CacheDtype,
     Head,
     HeadIndex,
     LoadOptions,
     Overload,
+    Scale,
     Similarity,
 )
 
 OPTIONS = tuple(field.name for field in fields(LoadOptions))
-CONFIG = ConfigDict(extra="forbid", validate_assignment=True, arbitrary_types_allowed=True, protected_namespaces=())
+CONFIG = ConfigDict(
+    extra="forbid",
+    validate_assignment=True,
+    arbitrary_types_allowed=True,
+    protected_namespaces=(),
+    hide_input_in_errors=True,  # it may be a key, under a name that was mistyped
+)
 
 
 class TamisModel(BaseModel):
@@ -34,6 +42,8 @@ class TamisModel(BaseModel):
     Attributes:
         reranker: A loaded reranker, which is used instead of loading one. Dumps and pickles leave it out; where no
             other field names a model, an unpickled adapter raises `tamis.InvalidInput` on first use.
+        api_key: With `mode="remote"`: the key that the server wants. Dumps and pickles leave it out; what is restored
+            reads it from the environment, as `tamis.load` does.
     """
 
     model_config = CONFIG
@@ -65,6 +75,16 @@ class TamisModel(BaseModel):
     compress_ratio: int | None = None
     compress_layers: int | tuple[int, ...] | None = None
     head_index: HeadIndex | None = None
+    api: ApiName | None = None
+    api_key: SecretStr | None = Field(default=None, exclude=True)
+    server_model: str | None = None
+    request_passages: int | None = None
+    connections: int | None = None
+    deadline: float | None = None
+    retries: int | None = None
+    verify: bool | str | Path = True
+    allow_http: bool = False
+    scale: Scale | None = None
     reranker: SkipJsonSchema[tamis.Reranker | None] = Field(default=None, exclude=True, repr=False)
 
     _lazy: LazyReranker = PrivateAttr(default_factory=lambda: LazyReranker(tamis.load, {}))
@@ -100,7 +120,7 @@ class TamisModel(BaseModel):
 
     def __getstate__(self) -> dict[Any, Any]:
         state = super().__getstate__()
+        state["__dict__"] = {**state["__dict__"], "reranker": None, "api_key": None}
         if self.reranker is not None:
-            state["__dict__"] = {**state["__dict__"], "reranker": None}
             state["__pydantic_private__"] = {**state["__pydantic_private__"], "_reranker_lost": True}
         return state

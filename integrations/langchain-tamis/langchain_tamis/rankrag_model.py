@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, Field, SecretStr, ValidationInfo, field_validator
 from pydantic.json_schema import SkipJsonSchema
 
 import tamis
@@ -35,6 +35,7 @@ class RankRAGModel(BaseModel):
         rag: What `tamis.load_rankrag` returned, which is used instead of loading one. Where none was given it is the
             handle that loads it, which copies share. Dumps and pickles leave it out; where no other field names a
             model, an unpickled adapter that had one raises `tamis.InvalidInput` on first use.
+        api_key: With `server=`: the key that it wants. Dumps and pickles leave it out.
     """
 
     model_config = CONFIG
@@ -60,6 +61,15 @@ class RankRAGModel(BaseModel):
     weight: float | None = None
     overload: Overload = "error"
     queue_tokens: int = QUEUE_TOKENS
+    server: str | None = None
+    server_model: str | None = None
+    api_key: SecretStr | None = Field(default=None, exclude=True)
+    request_passages: int | None = None
+    connections: int | None = None
+    deadline: float | None = None
+    retries: int | None = None
+    verify: bool | str | Path = True
+    allow_http: bool = False
     rag: SkipJsonSchema[Any] = Field(default=None, exclude=True, repr=False)
 
     @field_validator(*_COMMON, mode="before")
@@ -125,6 +135,7 @@ class RankRAGModel(BaseModel):
 
     def __getstate__(self) -> dict[Any, Any]:
         state = super().__getstate__()
+        state["__dict__"] = {**state["__dict__"], "api_key": None}
         if not isinstance(self.rag, LazyRankRAG):
             state["__dict__"] = {**state["__dict__"], "rag": LazyRankRAG(_load_again, {})}
         return state

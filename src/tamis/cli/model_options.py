@@ -6,15 +6,15 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from tamis.errors import InvalidInput
 from tamis.long_documents import POLICIES
-from tamis.options import DTYPES, MODES
+from tamis.options import DTYPES, MODES, ApiName
 
 OPTIONS = (
     "mode", "family", "dim", "layer", "instruction", "passage_model", "num_layers", "dtype", "device", "max_length",
-    "long_documents",
+    "long_documents", "api", "server_model",
 )  # fmt: skip
 OWN = (
     *OPTIONS, "cache_bytes", "score_cache_bytes", "cache_dtype", "similarity", "compress_ratio", "head_index",
@@ -38,6 +38,8 @@ def add_model_options(group: Any) -> None:
     add("--device", metavar="D", help="cpu, cuda:0, ... (default: the first GPU, else cpu)")
     add("--max-length", type=int, metavar="N", help="tokens that the model reads of query and passage")
     add("--long-documents", choices=POLICIES, default="truncate", help="what does not fit (default: truncate)")
+    add("--api", choices=get_args(ApiName), help="remote: what the server speaks; its key comes from the environment")
+    add("--server-model", metavar="M", help="remote: which of the server's models")
 
 
 def numbers(text: str) -> int | list[int]:

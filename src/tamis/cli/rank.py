@@ -45,7 +45,9 @@ def add_command(commands: Any) -> None:
     add("--max-tokens", type=int, metavar="N", help="the best that have N tokens together at most")
     add("--json", action="store_true", help="one JSON object instead of a table")
     group = parser.add_argument_group("model")
-    group.add_argument("--model", metavar="M", help="a folder or hub id (default: the embedded model)")
+    group.add_argument(
+        "--model", metavar="M", help="a folder, a hub id, or a URL with --mode remote (default: the embedded model)"
+    )
     add_model_options(group)
 
 

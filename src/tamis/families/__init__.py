@@ -65,6 +65,7 @@ _BUILT_IN = (
     "late_interaction",
     "dual_encoders",
     "sentence_encoders",
+    "remote",
 )  # modules; the more special come first
 
 _FAMILIES: dict[str, Family] = {}

@@ -20,6 +20,7 @@ from tamis.scorers.base import Scorer
 if TYPE_CHECKING:
     from tamis.rankrag.rag import RankRAG
     from tamis.scorers.rankrag import RankRAGScorer, Relevance
+    from tamis.secret import Secret
 
 Style: TypeAlias = Literal["auto", "chat", "plain"]
 
@@ -45,6 +46,7 @@ class RankRAGOptions:
     host_bytes: int = 0
     passage_dir: str | None = None
     disk_bytes: int = 8 << 30
+    server: str | None = None
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
@@ -59,6 +61,8 @@ class RankRAGOptions:
                 raise InvalidInput(f"{name}={value!r}; pass a number of bytes, 0 for none.")
         if self.host_bytes and self.passage_dir is not None:
             raise InvalidInput("What leaves the device goes to host_bytes= or to passage_dir=; pass one of them.")
+        if self.server is not None and not isinstance(self.server, str):
+            raise InvalidInput(f"server is a {type(self.server).__name__}; pass a URL.")
         (self.wording or PAPER).task(self.task)
 
 
@@ -85,6 +89,15 @@ def load_rankrag(
     weight: float | None = None,
     overload: Overload = "error",
     queue_tokens: int = QUEUE_TOKENS,
+    server: str | None = None,
+    server_model: str | None = None,
+    api_key: str | Secret | None = None,
+    request_passages: int | None = None,
+    connections: int | None = None,
+    deadline: float | None = None,
+    retries: int | None = None,
+    verify: bool | str | Path = True,
+    allow_http: bool = False,
 ) -> RankRAG:
     """Loads a RankRAG model: one language model that ranks passages and answers from the best.
 
@@ -116,11 +129,22 @@ def load_rankrag(
         weight: This object's own share of the device.
         overload: "error" or "wait", where the queue is full.
         queue_tokens: How many tokens may wait.
+        server: The URL of a server that runs the model and speaks OpenAI's /v1/completions with logprobs: vLLM,
+            SGLang, llama.cpp's. Of `model` only the tokenizer is loaded here. See docs/remote.md.
+        server_model: server: the model's name there; found out if it has but one.
+        api_key: server: as in `tamis.load`, and so are those that follow.
+        request_passages: server: prompts of one request; 16 if None.
+        connections: server: requests under way at once.
+        deadline: server: seconds that a call without `timeout=` may take.
+        retries: server: repetitions of a failed request.
+        verify: server: a file of certificate authorities.
+        allow_http: server: send the key over http:// to another machine.
 
     Raises:
         InvalidInput: An argument is wrong, or the adapter belongs to another model.
         LoadError: The checkpoint cannot be loaded, or is no causal language model.
-        MissingExtra: The embedded model, gguf or peft is not installed.
+        MissingExtra: The embedded model, gguf, peft or httpx is not installed.
+        RemoteError: The server failed, or gives no log-probabilities.
     """
     from tamis.rankrag.loaded import LoadedRankRAG
     from tamis.rankrag.rag import RankRAG
@@ -138,6 +162,14 @@ def load_rankrag(
         weight=weight,
         overload=overload,
         queue_tokens=queue_tokens,
+        server_model=server_model,
+        api_key=api_key,
+        request_passages=request_passages,
+        connections=connections,
+        deadline=deadline,
+        retries=retries,
+        verify=str(verify) if isinstance(verify, Path) else verify,
+        allow_http=allow_http,
     )
     more = RankRAGOptions(
         adapter=None if adapter is None else str(adapter),
@@ -149,7 +181,12 @@ def load_rankrag(
         host_bytes=host_bytes,
         passage_dir=None if passage_dir is None else str(passage_dir),
         disk_bytes=disk_bytes,
+        server=server,
     )
+    if server is not None:
+        from tamis.rankrag.serving import serve
+
+        return serve(model, server, options, more)
     checkpoint = embedded() if model is None else Checkpoint.find(model, revision)
     scorer = make_scorer(checkpoint, options, more)
     tokenizer = scorer.lease.loaded.tokenizer

@@ -221,17 +221,17 @@ class Tokenised:
 
     def __init__(self, wording: Wording, tokenizer: TextTokenizer) -> None:
         self.wording = wording
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         bos = [tokenizer.bos_id] if wording.bos and tokenizer.bos_id is not None else []
         self.system: Ids = np.concatenate([np.array(bos, np.int32), tokenizer.encode([wording.opening])[0]])
 
     def texts(self, texts: Sequence[str]) -> list[str]:
         """Without what could end a turn."""
-        return [self._tokenizer.plain(text) for text in texts]
+        return [self.tokenizer.plain(text) for text in texts]
 
     def ranked(self, passages: Sequence[str]) -> list[Ids]:
         """Each passage as it is ranked."""
-        return self._tokenizer.encode([_fill(self.wording.ranked, passage=text) for text in self.texts(passages)])
+        return self.tokenizer.encode([_fill(self.wording.ranked, passage=text) for text in self.texts(passages)])
 
     def numbered(self, passages: Sequence[str], first: int = 1) -> list[Ids]:
         """Each passage as it is answered from; the first one's number is `first`."""
@@ -239,24 +239,24 @@ class Tokenised:
             _fill(self.wording.numbered, passage=text, number=str(i))
             for i, text in enumerate(self.texts(passages), first)
         ]
-        return self._tokenizer.encode(filled)
+        return self.tokenizer.encode(filled)
 
     def asking(self, question: str, task: str, history: Sequence[Turn]) -> Ids:
         """What follows the passage when it is ranked."""
-        return self._tokenizer.encode([self.wording.asking(*self._plain(question, task, history))])[0]
+        return self.tokenizer.encode([self.wording.asking(*self._plain(question, task, history))])[0]
 
     def replying(self, question: str, task: str, history: Sequence[Turn]) -> Ids:
         """What follows the passages when the question is answered."""
-        return self._tokenizer.encode([self.wording.replying(*self._plain(question, task, history))])[0]
+        return self.tokenizer.encode([self.wording.replying(*self._plain(question, task, history))])[0]
 
     def count(self, text: str) -> int:
         """Tokens of a passage alone."""
-        return self._tokenizer.count(self._tokenizer.plain(text))
+        return self.tokenizer.count(self.tokenizer.plain(text))
 
     def span(self, text: str, tokens: slice) -> tuple[int, int]:
         """The characters of some of a passage's tokens."""
-        places = self._tokenizer.offsets(self._tokenizer.plain(text))
+        places = self.tokenizer.offsets(self.tokenizer.plain(text))
         return int(places[tokens.start, 0]), int(places[tokens.stop - 1, 1])
 
     def _plain(self, question: str, task: str, history: Sequence[Turn]) -> tuple[str, str, list[Turn]]:
-        return self._tokenizer.plain(question), task, [(role, self._tokenizer.plain(text)) for role, text in history]
+        return self.tokenizer.plain(question), task, [(role, self.tokenizer.plain(text)) for role, text in history]

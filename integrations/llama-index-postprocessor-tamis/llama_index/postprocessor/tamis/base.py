@@ -10,6 +10,7 @@ from llama_index.core.bridge.pydantic import (
     ConfigDict,
     Field,
     PrivateAttr,
+    SecretStr,
     ValidationInfo,
     field_serializer,
     field_validator,
@@ -28,12 +29,14 @@ from tamis.long_documents import LongDocuments
 from tamis.options import (
     CACHE_BYTES,
     QUEUE_TOKENS,
+    ApiName,
     Attention,
     CacheDtype,
     Head,
     HeadIndex,
     LoadOptions,
     Overload,
+    Scale,
     Similarity,
 )
 
@@ -62,6 +65,16 @@ _CHECKED = (  # what LoadOptions can judge one by one
     "mode",
     "dtype",
     "device",
+    "api",
+    "api_key",
+    "server_model",
+    "request_passages",
+    "connections",
+    "deadline",
+    "retries",
+    "verify",
+    "allow_http",
+    "scale",
 )
 _LOAD = ("model", "family", "revision", "trust_remote_code", "passage_model", *_CHECKED)
 _RANK = ("top_n", "min_score", "max_tokens", "tokenizer", "timeout")
@@ -93,7 +106,11 @@ class TamisRerank(BaseNodePostprocessor):
     """
 
     model_config = ConfigDict(
-        arbitrary_types_allowed=True, extra="forbid", validate_assignment=True, protected_namespaces=()
+        arbitrary_types_allowed=True,
+        extra="forbid",
+        validate_assignment=True,
+        protected_namespaces=(),
+        hide_input_in_errors=True,  # it may be a key, under a name that was mistyped
     )
 
     model: str | Path | None = Field(
@@ -136,6 +153,26 @@ class TamisRerank(BaseNodePostprocessor):
         default=None, description="Lightweight layerwise: the layers before which tokens are compressed."
     )
     head_index: HeadIndex | None = Field(default=None, description='Lightweight layerwise: "reference" or "layer".')
+    api: ApiName | None = Field(default=None, description="remote: what the server speaks; found out if None.")
+    api_key: SecretStr | None = Field(
+        default=None,
+        exclude=True,
+        description="remote: the key that the server wants, else the environment's. Neither dumps nor pickles hold it.",
+    )
+    server_model: str | None = Field(default=None, description="remote: which of the server's models.")
+    request_passages: int | None = Field(default=None, description="remote: passages of one request to the server.")
+    connections: int | None = Field(default=None, description="remote: requests under way at once; 8 if None.")
+    deadline: float | None = Field(
+        default=None, description="remote: seconds that a call without timeout may take; 60 if None."
+    )
+    retries: int | None = Field(default=None, description="remote: repetitions of a failed request; 4 if None.")
+    verify: bool | str | Path = Field(
+        default=True, description="remote: a file of certificate authorities; False trusts any certificate."
+    )
+    allow_http: bool = Field(default=False, description="remote: send the key over http:// to another machine.")
+    scale: Scale | None = Field(
+        default=None, description='remote: what the server\'s numbers are: "logit", "probability" or "cosine".'
+    )
 
     top_n: Count | None = Field(default=None, description="Keep this many nodes at most; None is no limit.")
     min_score: float | None = Field(
@@ -243,9 +280,9 @@ class TamisRerank(BaseNodePostprocessor):
     def _never_none(cls, value: Any) -> Any:
         return CallbackManager() if value is None else value
 
-    @field_serializer("model", "passage_model")
-    def _as_text(self, value: str | Path | None) -> str | None:
-        return None if value is None else str(value)
+    @field_serializer("model", "passage_model", "verify")
+    def _as_text(self, value: str | Path | bool | None) -> str | bool | None:
+        return str(value) if isinstance(value, Path) else value
 
     @field_serializer("tokenizer")
     def _name_only(self, value: Any) -> str | None:
@@ -257,7 +294,7 @@ class TamisRerank(BaseNodePostprocessor):
 
     def __getstate__(self) -> dict[str, Any]:
         # Of a copy: the base class deletes what cannot be pickled from the very dict of the object.
-        update = {"reranker": None, "needs_reranker": self._remembered(self.needs_reranker)}
+        update = {"reranker": None, "api_key": None, "needs_reranker": self._remembered(self.needs_reranker)}
         return super(TamisRerank, self.model_copy(update=update)).__getstate__()
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:

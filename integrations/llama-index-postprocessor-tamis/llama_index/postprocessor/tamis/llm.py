@@ -31,6 +31,7 @@ from llama_index.core.bridge.pydantic import (
     ConfigDict,
     Field,
     PrivateAttr,
+    SecretStr,
     ValidationInfo,
     field_serializer,
     field_validator,
@@ -90,7 +91,11 @@ class RankRAGLLM(CustomLLM):
     """
 
     model_config = ConfigDict(
-        arbitrary_types_allowed=True, extra="forbid", validate_assignment=True, protected_namespaces=()
+        arbitrary_types_allowed=True,
+        extra="forbid",
+        validate_assignment=True,
+        protected_namespaces=(),
+        hide_input_in_errors=True,  # it may be a key, under a name that was mistyped
     )
 
     model: str | Path | None = Field(
@@ -118,6 +123,19 @@ class RankRAGLLM(CustomLLM):
     weight: float | None = Field(default=None, description="This object's own share of the device; 2 is twice 1.")
     overload: Overload = Field(default="error", description='A full queue: "error" refuses at once, "wait" waits.')
     queue_tokens: int = Field(default=QUEUE_TOKENS, description="Tokens that may wait before the queue is full.")
+    server: str | None = Field(default=None, description="URL of a server that runs the model: /v1/completions.")
+    server_model: str | None = Field(default=None, description="server: which of its models.")
+    api_key: SecretStr | None = Field(
+        default=None,
+        exclude=True,
+        description="server: the key that it wants, else the environment's. Neither dumps nor pickles hold it.",
+    )
+    request_passages: int | None = Field(default=None, description="server: prompts of one request; 16 if None.")
+    connections: int | None = Field(default=None, description="server: requests under way at once; 8 if None.")
+    deadline: float | None = Field(default=None, description="server: seconds that a call without timeout may take.")
+    retries: int | None = Field(default=None, description="server: repetitions of a failed request; 4 if None.")
+    verify: bool | str | Path = Field(default=True, description="server: a file of certificate authorities.")
+    allow_http: bool = Field(default=False, description="server: send the key over http:// to another machine.")
 
     max_new_tokens: Count = Field(default=256, description="Tokens of a text at most.")
     stop: tuple[str, ...] = Field(default=(), description="Strings that end a text.")
@@ -301,9 +319,9 @@ class RankRAGLLM(CustomLLM):
     def _never_none(cls, value: Any) -> Any:
         return CallbackManager() if value is None else value
 
-    @field_serializer("model", "adapter", "passage_dir")
-    def _as_text(self, value: str | Path | None) -> str | None:
-        return None if value is None else str(value)
+    @field_serializer("model", "adapter", "passage_dir", "verify")
+    def _as_text(self, value: str | Path | bool | None) -> str | bool | None:
+        return str(value) if isinstance(value, Path) else value
 
     @field_serializer("needs_rag")
     def _remembered(self, value: bool) -> bool:
@@ -311,7 +329,7 @@ class RankRAGLLM(CustomLLM):
 
     def __getstate__(self) -> dict[str, Any]:
         # Of a copy: the base class deletes what cannot be pickled from the very dict of the object.
-        update = {"rag": None, "needs_rag": self._remembered(self.needs_rag)}
+        update = {"rag": None, "api_key": None, "needs_rag": self._remembered(self.needs_rag)}
         return super(RankRAGLLM, self.model_copy(update=update)).__getstate__()
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
