@@ -108,7 +108,7 @@ def test_what_is_wrong_with_answers_is_told(answers, answered):
 
 
 def test_without_the_model_answers_are_left_out(demo, answers, monkeypatch):
-    monkeypatch.setattr("tamis.rankrag.loading.EMBEDDED_PACKAGE", "no_such_package")
+    monkeypatch.setattr("tamis.rankrag.embedded.PACKAGE", "no_such_package")
     with contextlib.redirect_stdout(io.StringIO()) as out:
         assert answers.answer_all(demo.Console(width=500), ["?"], None, None) == []
     assert out.getvalue().startswith("Answers are left out. The embedded RankRAG model is not installed: pip install")

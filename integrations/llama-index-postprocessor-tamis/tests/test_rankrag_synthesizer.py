@@ -147,7 +147,7 @@ def test_bad_input(synthesize, rag, nodes, query):
         {"llm": MockLLM()},
         {"llm": RankRAGLLM(), "model": "x"},
     ],
-    ids=str,
+    ids=" ".join,
 )
 def test_bad_arguments(wrong):
     with pytest.raises(ValueError):

@@ -116,7 +116,7 @@ def _by_runs(
         mask = layout.mask(run, window, causal=causal)
         if attend is not None:
             out = attend(own(query), keys, values, mask, scaling)
-        elif run.each:
+        elif run.each or (grouped and run.length == 1):  # of one query SDPA would read the keys once a head
             out = _folded(own(query), keys, values, mask, scaling)
         else:
             flag = causal and not run.known and not (window and run.length > window)  # the kernel's own mask
@@ -168,11 +168,22 @@ def _filled(run: Run, own: Tensor, layer: int, which: int) -> Tensor:
 
 
 def _folded(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
-    """SDPA with a mask (n, 1, m, keys); query heads that share keys count as more queries, which reads keys once."""
+    """SDPA; query heads that share keys count as more queries, which reads keys once.
+
+    Args:
+        query: (n, H, m, D).
+        key: (n, G, keys, D).
+        value: (n, G, keys, Dv).
+        mask: (n, 1, m, keys), or (m, keys) for all.
+        scaling: Factor on the products.
+
+    Returns:
+        (n, H, m, Dv).
+    """
     n, heads, m, _ = query.shape
     groups = key.shape[1]
     if mask is not None:
-        mask = mask.repeat(1, 1, heads // groups, 1)
+        mask = mask.repeat(*(1,) * (mask.ndim - 2), heads // groups, 1)
     query = query.reshape(n, groups, heads // groups * m, -1)
     return sdpa(query, key, value, attn_mask=mask, scale=scaling).reshape(n, heads, m, -1)
 

@@ -232,7 +232,7 @@ class Layout:
         """
         length, before = run.length, run.known
         near = width if width and before + length > width else None
-        if near is None and not (causal and run.itself) and not run.each:
+        if near is None and not (causal and run.itself and length > 1) and not run.each:
             return None
         each = tuple(map(len, run.each))
         key = (length, before, near, causal, run.itself, each)

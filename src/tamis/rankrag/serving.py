@@ -10,7 +10,8 @@ import numpy as np
 from tamis.checkpoint import Checkpoint
 from tamis.errors import InvalidInput, RemoteError
 from tamis.options import LoadOptions
-from tamis.rankrag.loading import _PROBES, RankRAGOptions, _forms, _wording
+from tamis.rankrag.labels import PROBES, forms_of, wording_of
+from tamis.rankrag.options import RankRAGOptions
 from tamis.rankrag.prompts import Tokenised
 from tamis.remote.address import Address, parse
 from tamis.remote.batches import wants_less
@@ -51,8 +52,8 @@ def serve(model: Any, url: str, options: LoadOptions, more: RankRAGOptions) -> R
     checkpoint = Checkpoint.find(model, options.revision, weights=False)
     tokenizer, length = transformer.load_tokenizer(checkpoint, options)
     config = transformer.read_config(checkpoint, options)
-    prompts = Tokenised(_wording(more, tokenizer, checkpoint.name), tokenizer)
-    forms = _forms(prompts, tokenizer, checkpoint.name)
+    prompts = Tokenised(wording_of(more, tokenizer, checkpoint.name), tokenizer)
+    forms = forms_of(prompts, tokenizer, checkpoint.name)
     server = server_at(_door(parse(url)), None, options)
     completions, longest, form = asked(server, options, lambda end: _meet(server, options, prompts, forms, end))
     known = min(transformer.longest_of(checkpoint, config, length), longest or length)
@@ -89,7 +90,7 @@ async def _meet(
     task = next(iter(prompts.wording.tasks))
     probes = [
         np.concatenate([prompts.system, prompts.ranked([passage])[0], prompts.asking(question, task, ())]).tolist()
-        for question, passage in _PROBES
+        for question, passage in PROBES
     ]
     completions = Completions(server, name)
     tops = []

@@ -80,7 +80,7 @@ class Start:
 
 def checkpoint(model: str) -> Checkpoint:
     """The files of what a recipe calls its model; "embedded" is SmolLM2-135M-Instruct."""
-    from tamis.rankrag.loading import embedded
+    from tamis.rankrag.embedded import embedded
 
     return embedded() if model == EMBEDDED else Checkpoint.find(model)
 
@@ -95,7 +95,7 @@ def begin(model: str, dtype: str = "float32", *, num_layers: int | None = None) 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from tamis import transformer
-    from tamis.rankrag.loading import _ends
+    from tamis.rankrag.labels import ends_of
 
     found = checkpoint(model)
     transformer.check_causal(found)
@@ -110,7 +110,7 @@ def begin(model: str, dtype: str = "float32", *, num_layers: int | None = None) 
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     longest = transformer.longest_of(found, config, longest)
-    return Start(loaded, tokenizer, text, _ends(loaded, text), longest, found.name)
+    return Start(loaded, tokenizer, text, ends_of(loaded, text), longest, found.name)
 
 
 def can_share(start: Start, max_length: int) -> bool:

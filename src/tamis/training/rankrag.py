@@ -147,7 +147,8 @@ def save(trainer: Any, folder: Path, options: Options | None = None, unseen: Seq
 
 def open_rankrag(model: str | Path, options: Options | None = None) -> RankRAG:
     """What a run began with, or what it wrote, as a `RankRAG`."""
-    from tamis.rankrag.loading import EMBEDDED, load_rankrag
+    from tamis.rankrag.embedded import EMBEDDED
+    from tamis.rankrag.loading import load_rankrag
     from tamis.training import recipe
 
     style: Any = "auto" if options is None else options.style
@@ -170,7 +171,7 @@ def check(recipe: Recipe, options: Options) -> int:
 
 def usage(folder: Path) -> str:
     """The call that opens what `save` wrote."""
-    from tamis.rankrag.loading import EMBEDDED
+    from tamis.rankrag.embedded import EMBEDDED
     from tamis.training import recipe
 
     base = language_model.base_of(folder)

@@ -47,7 +47,7 @@ import tamis
 from tamis.lazy import LazyRankRAG
 from tamis.long_documents import LongDocuments
 from tamis.options import QUEUE_TOKENS, LoadOptions, Overload
-from tamis.rankrag.loading import PASSAGE_BYTES, RankRAGOptions, Style
+from tamis.rankrag.options import PASSAGE_BYTES, RankRAGOptions, Style
 from tamis.rankrag.prompts import Wording
 
 LOAD = tuple(inspect.signature(tamis.load_rankrag).parameters)

