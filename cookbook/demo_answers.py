@@ -1,8 +1,8 @@
 """The second half of the demo: one language model ranks the passages and answers from the best, in both frameworks.
 
 BM25 fetches, Tamis's embedded reranker keeps eight, and the embedded RankRAG model (SmolLM2-135M) ranks those and
-answers. It was never tuned for that, so that its answers show how this works and not how well. Without the package that
-carries it, this half is left out.
+answers. It is small, and was tuned for that on encyclopedias and abstracts: its answers show how this works and not how
+well. Without the package that carries it, this half is left out.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from llama_index.postprocessor import tamis as llama_index_tamis
 CANDIDATES = 8  # that the reranker leaves, for each question
 READ = 3  # of them, for the answer
 NOTE = (
-    "The answers are by a model of 135 million parameters that was never tuned to rank or to answer from passages. "
-    "They show how it works, not how well; load a tuned one with tamis.load_rankrag(MODEL)."
+    "The answers are by a model of 135 million parameters, tuned on encyclopedias and abstracts. "
+    "They show how it works, not how well; load a larger one with tamis.load_rankrag(MODEL)."
 )
 
 Sources: TypeAlias = list[tuple[str, float]]  # ids and p(True), best first

@@ -306,12 +306,12 @@ def test_a_terminal_sees_the_answer_as_it_comes(facts, answering, monkeypatch, c
     assert capsys.readouterr().out.startswith("Paris is it. ?[31m\n\n")
 
 
-def test_the_embedded_model_is_told_to_be_untuned(embedded_rag, facts, capsys):
+def test_the_embedded_model_is_told_to_be_small(embedded_rag, facts, capsys):
     assert main(["answer", "--question", QUERY, facts, "--top-k", "1", "--max-new-tokens", "3"]) == 0
     out, err = capsys.readouterr()
     assert out.endswith("1 of 3 passages read, SmolLM2-135M-Instruct\n")
-    assert err.startswith("tamis: the embedded model is small, and was never tuned to rank")
-    assert err.endswith("Name a tuned one with --model.\n")
+    assert err.startswith("tamis: the embedded model is small")
+    assert err.endswith("Name a larger one with --model.\n")
 
 
 @pytest.mark.parametrize(

@@ -151,10 +151,17 @@ def test_smollm2_ranks_and_writes_as_transformers_does(smollm2, smollm2_by_hand,
             ]
 
 
-def test_the_embedded_model_is_that_one(embedded_rag, smollm2_by_hand):
-    assert embedded_rag.model == "SmolLM2-135M-Instruct"
+def test_the_embedded_model_without_our_adapter_is_that_one(smollm2_by_hand):
     expected = smollm2_by_hand.relevances("chat", ASKED, SQUAD[2:])
-    assert embedded_rag.reranker.logits(ASKED, SQUAD[2:]) == pytest.approx(expected, abs=0.3)  # bfloat16 on some CPUs
+    with tamis.load_rankrag(adapter="none") as rag:
+        assert rag.model == "SmolLM2-135M-Instruct"
+        assert rag.reranker.logits(ASKED, SQUAD[2:]) == pytest.approx(expected, abs=0.3)  # bfloat16 on some CPUs
+
+
+def test_the_embedded_model_has_our_adapter(embedded_rag, smollm2_by_hand):
+    assert embedded_rag.model == "SmolLM2-135M-Instruct"
+    untuned = smollm2_by_hand.relevances("chat", ASKED, SQUAD[2:])
+    assert embedded_rag.reranker.logits(ASKED, SQUAD[2:]) != pytest.approx(untuned, abs=0.5)
     with tamis.load(mode="rankrag") as reranker:  # the ranking half alone
         assert reranker.mode == "rankrag"
         given = embedded_rag.reranker.logits(ASKED, SQUAD)

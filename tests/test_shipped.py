@@ -90,3 +90,34 @@ def test_it_ranks_better_than_bm25_where_it_was_not_trained():
     with tamis.load(mode="cross-encoder") as reranker:
         report = evaluate({"mini": reranker}, [read_collection(DATA / "hotpotqa", "dev")], limit=30, resamples=100)
     assert report.means("mini")["nDCG@10"] > report.means()["nDCG@10"]
+
+
+def test_the_rankrag_adapter_ranks_better_than_the_model_without_it(embedded_rag):
+    """Eight questions, each over the same eight passages of one subject."""
+    passages = [
+        "The Nile flows northwards through eleven countries of Africa and ends in the Mediterranean.",
+        "The Amazon carries more water than any other river, a fifth of all that reaches the sea from rivers.",
+        "The Danube rises in the Black Forest and passes through four capitals, Vienna among them.",
+        "The Rhine was regulated by Tulla in the nineteenth century, who made it 81 kilometres shorter.",
+        "The Yangtze is the longest river of Asia; the Three Gorges Dam was finished across it in 2006.",
+        "The Volga, the longest river of Europe, ends in the Caspian Sea, which has no outlet.",
+        "The Ganges is sacred to Hindus, who bathe in it at Varanasi.",
+        "The Colorado carved the Grand Canyon, and seldom reaches the sea since its water is used up before.",
+    ]
+    questions = [
+        "Which sea does the Nile end in?",
+        "Which river carries the most water?",
+        "Where does the Danube rise?",
+        "Who regulated the Rhine?",
+        "When was the Three Gorges Dam finished?",
+        "What is the longest river in Europe?",
+        "Where do Hindus bathe in the Ganges?",
+        "Which river carved the Grand Canyon?",
+    ]
+
+    def first(rag):
+        return sum(rag.rank(question, passages).hits[0].index == i for i, question in enumerate(questions))
+
+    with tamis.load_rankrag(adapter="none") as untuned:
+        assert first(embedded_rag) > first(untuned)
+    assert first(embedded_rag) >= 6

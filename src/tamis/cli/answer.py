@@ -16,9 +16,9 @@ from tamis.options import DTYPES
 from tamis.rankrag.prompts import TASKS
 from tamis.types import Passage
 
-UNTUNED = (
-    "the embedded model is small, and was never tuned to rank or to answer from passages: it shows how this works, not "
-    "how well. Name a tuned one with --model."
+SMALL = (
+    "the embedded model is small, and was tuned on encyclopedias and abstracts: it shows how this works, not how well. "
+    "Name a larger one with --model."
 )
 CALL = ("top_k", "min_score", "answer_anyway", "task", "max_new_tokens")
 OPTIONS = ("adapter", "style", "dtype", "device", "max_length")
@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         _show(answer, len(passages), live=live)
     if arguments.model is None and arguments.adapter is None:
-        say(UNTUNED)
+        say(SMALL)
 
 
 def _answer(arguments: argparse.Namespace, passages: list[Passage], *, live: bool) -> Answer:

@@ -12,7 +12,7 @@ from tamis.errors import InvalidInput, UnknownFamily
 from tamis.long_documents import LongDocuments
 from tamis.options import QUEUE_TOKENS, LoadOptions, Overload
 from tamis.rankrag.adapters import find_adapter, merged
-from tamis.rankrag.embedded import embedded
+from tamis.rankrag.embedded import adapter_of, embedded
 from tamis.rankrag.labels import ends_of, forms_of, likeliest, wording_of
 from tamis.rankrag.options import PASSAGE_BYTES, RankRAGOptions, Style
 from tamis.rankrag.prompts import Tokenised, Wording
@@ -63,9 +63,10 @@ def load_rankrag(
     passages it was given. Tune one, or load one that was.
 
     Args:
-        model: A causal language model: a hub id, a folder or a `.gguf` file. None is the embedded one, SmolLM2-135M,
-            untuned.
-        adapter: A LoRA adapter (PEFT) for it, merged at load: a hub id or a folder.
+        model: A causal language model: a hub id, a folder or a `.gguf` file. None is the embedded one, SmolLM2-135M
+            with an adapter of ours.
+        adapter: A LoRA adapter (PEFT) for it, merged at load: a hub id or a folder. "none" leaves the embedded model as
+            it was before ours.
         style: "plain" is the paper's own form, "chat" the same words in the model's chat template; "auto" is the
             latter where there is one.
         wording: Instead of both; see `tamis.rankrag.prompts.Wording`.
@@ -165,7 +166,8 @@ def make_scorer(checkpoint: Checkpoint, options: LoadOptions, more: RankRAGOptio
 
     options.allow("rankrag")
     transformer.check_causal(checkpoint)
-    adapter = None if more.adapter is None else find_adapter(more.adapter)
+    named = adapter_of(checkpoint, more.adapter)
+    adapter = None if named is None else find_adapter(named)
     details = (
         None if adapter is None else adapter.fingerprint(), more.style, repr(more.wording), more.passage_bytes,
         more.host_bytes, more.passage_dir, more.disk_bytes,

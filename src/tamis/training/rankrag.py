@@ -147,15 +147,17 @@ def save(trainer: Any, folder: Path, options: Options | None = None, unseen: Seq
 
 def open_rankrag(model: str | Path, options: Options | None = None) -> RankRAG:
     """What a run began with, or what it wrote, as a `RankRAG`."""
-    from tamis.rankrag.embedded import EMBEDDED
+    from tamis.rankrag.embedded import EMBEDDED, UNTUNED
     from tamis.rankrag.loading import load_rankrag
     from tamis.training import recipe
 
     style: Any = "auto" if options is None else options.style
     folder = Path(model)
     base = language_model.base_of(folder)
+    if base is None and str(model) == recipe.EMBEDDED:
+        return load_rankrag(adapter=UNTUNED, style=style)
     if base is None:
-        return load_rankrag(None if str(model) == recipe.EMBEDDED else model, style=style)
+        return load_rankrag(model, style=style)
     return load_rankrag(None if base in (EMBEDDED, recipe.EMBEDDED) else base, adapter=folder, style=style)
 
 
