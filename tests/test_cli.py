@@ -162,6 +162,21 @@ def test_models_names_every_family(capsys):
     assert max(map(len, out.splitlines())) <= 80
 
 
+def test_models_tells_all_of_one_family(capsys):
+    assert main(["models", "zerank"]) == 0
+    out = capsys.readouterr().out
+    for part in ("causal-lm", "query as the system's turn", "sigmoid of a fifth", "zeroentropy/zerank-2"):
+        assert part in out
+    assert max(map(len, out.splitlines())) <= 80
+    assert "colbert" not in out
+    assert [family["name"] for family in as_json(capsys, "models", "zerank", "colbert")["families"]] == [
+        "zerank",
+        "colbert",
+    ]
+    assert main(["models", "zerakn"]) == 2
+    assert "Did you mean 'zerank'?" in capsys.readouterr().err
+
+
 def test_the_embedded_model_and_what_it_cut(tmp_path, capsys):
     path = tmp_path / "facts.txt"
     path.write_text(

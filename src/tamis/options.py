@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
+from tamis.advice import closest
 from tamis.errors import InvalidInput
 from tamis.long_documents import LongDocuments, check_policy
 from tamis.secret import Secret
@@ -87,9 +88,11 @@ class LoadOptions:
     def __post_init__(self) -> None:
         check_policy(self.long_documents)
         if self.mode is not None and self.mode not in MODES:
-            raise InvalidInput(f"mode={self.mode!r}; pass one of {', '.join(map(repr, MODES))}.")
+            near = closest(self.mode, MODES)
+            raise InvalidInput(f"mode={self.mode!r}; pass one of {', '.join(map(repr, MODES))}.{near}")
         if self.dtype not in DTYPES:
-            raise InvalidInput(f"dtype={self.dtype!r}; pass one of {', '.join(map(repr, DTYPES))}.")
+            near = closest(self.dtype, DTYPES)
+            raise InvalidInput(f"dtype={self.dtype!r}; pass one of {', '.join(map(repr, DTYPES))}.{near}")
         for name in ("num_layers", "batch_tokens", "request_passages", "connections"):
             _at_least(name, getattr(self, name), 1)
         _at_least("retries", self.retries, 0)
@@ -155,18 +158,19 @@ def _names(device: object) -> str | tuple[str, ...] | None:
     if device is None or isinstance(device, str):
         return device
     if not isinstance(device, Sequence) or not device or not all(isinstance(name, str) for name in device):
-        raise InvalidInput(f'device={device!r}; pass a name such as "cpu" or "cuda:0", or a list of names.')
+        named = f" Here: {str(device)!r}." if hasattr(device, "type") and hasattr(device, "index") else ""
+        raise InvalidInput(f'device={device!r}; pass a name such as "cpu" or "cuda:0", or a list of names.{named}')
     return tuple(device)
 
 
 def _growing(name: str, value: object) -> int | tuple[int, ...] | None:
     if value is None:
         return None
-    if not isinstance(value, Sequence):
+    if isinstance(value, str) or not isinstance(value, Sequence):
         _at_least(name, value, 1)
         return value  # type: ignore[return-value]
     for one in value:
         _at_least(name, one, 1)
-    if not value or isinstance(value, str) or any(a >= b for a, b in pairwise(value)):
+    if not value or any(a >= b for a, b in pairwise(value)):
         raise InvalidInput(f"{name}={value!r}; pass an int, or a list of ints that grow.")
     return tuple(value)

@@ -143,9 +143,9 @@ class Reranker:
             return ranking
 
         try:
-            for index, (query, passages) in enumerate(requests):
+            for index, request in enumerate(requests):
                 try:
-                    call = self._ranking(query, passages, cut)
+                    call = self._ranking(*_pair(request), cut)
                 except InvalidInput as error:
                     raise InvalidInput(f"Request {index}: {error}") from error
                 running.append((self._start(call, timeout), time.monotonic()))
@@ -349,6 +349,12 @@ class Reranker:
 
     def _closed_error(self) -> Closed:
         return Closed(f"This reranker ({self.model}) was closed. Load it again with tamis.load().")
+
+
+def _pair(request: object) -> tuple[str, Sequence[str | Passage]]:
+    if not isinstance(request, tuple | list) or len(request) != 2:
+        raise InvalidInput(f"It is a {type(request).__name__}; pass (query, passages), a tuple of two.")
+    return request[0], request[1]
 
 
 def _in_time(future: Future[T], timeout: float | None, start: float) -> T:

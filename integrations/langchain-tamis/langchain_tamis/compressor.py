@@ -12,7 +12,7 @@ from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.runnables import RunnableLambda
 from pydantic import ValidationInfo, field_validator
 
-from langchain_tamis.documents import scored
+from langchain_tamis.documents import checked, scored
 from langchain_tamis.model import TamisModel
 from langchain_tamis.rankrag_model import RankRAGModel
 from tamis.inputs import Cut, check_timeout
@@ -74,14 +74,14 @@ class Compressor(BaseDocumentCompressor):
         Raises:
             tamis.TamisError: Loading or scoring failed; the message says why.
         """
-        request = _Request(query=query, documents=list(documents))
+        request = _Request(query=query, documents=checked(documents))
         return self._traced().invoke(request, config={"callbacks": callbacks})
 
     async def acompress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> list[Document]:
         """As `compress_documents`, from any event loop, without blocking it. Cancelling withdraws the request."""
-        request = _Request(query=query, documents=list(documents))
+        request = _Request(query=query, documents=checked(documents))
         return await self._traced().ainvoke(request, config={"callbacks": callbacks})
 
     def _traced(self) -> RunnableLambda[_Request, list[Document]]:

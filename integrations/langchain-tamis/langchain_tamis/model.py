@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, Valid
 from pydantic.json_schema import SkipJsonSchema
 
 import tamis
+from tamis.checkpoint import check_model
 from tamis.lazy import LazyReranker
 from tamis.long_documents import LongDocuments
 from tamis.options import (
@@ -94,6 +95,13 @@ class TamisModel(BaseModel):
     @classmethod
     def _check_option(cls, value: Any, info: ValidationInfo) -> Any:
         LoadOptions(**{str(info.field_name): str(value) if isinstance(value, Path) else value})
+        return value
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _check_model(cls, value: Any) -> Any:
+        if value is not None:
+            check_model(value)
         return value
 
     def load(self) -> tamis.Reranker:

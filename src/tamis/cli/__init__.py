@@ -1,7 +1,7 @@
 """The command `tamis`: results go to standard output, everything else to standard error.
 
-Exit codes: 0, done; 2, something is wrong with what was asked for, and one line on standard error says what, or one for
-each bad row of data; 130, interrupted.
+Exit codes: 0, done; 1, `doctor` found something broken; 2, something is wrong with what was asked for, and one line on
+standard error says what, or one for each bad row of data; 130, interrupted.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from tamis import __version__
-from tamis.cli import answer, evaluate, models, rank, train
+from tamis.cli import answer, completion, doctor, evaluate, models, rank, train
 from tamis.cli.output import say
 from tamis.errors import InvalidData, TamisError
 
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without Unicode still gets its results
     try:
-        arguments.run(arguments)
+        code = arguments.run(arguments)
         sys.stdout.flush()
     except TamisError as error:
         for line in str(error).splitlines() if isinstance(error, InvalidData) else [str(error)]:
@@ -38,9 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except BrokenPipeError:  # the reader has seen enough, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         return 130
-    return 0
+    return code or 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -52,4 +53,6 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_command(commands)
     train.add_command(commands)
     models.add_command(commands)
+    doctor.add_command(commands)
+    completion.add_command(commands, parser)
     return parser

@@ -20,7 +20,8 @@ def show(*parts: RenderableType) -> None:
     with console.capture() as captured:
         for part in parts:
             console.print(part)
-    sys.stdout.write(captured.get())
+    lines = captured.get().split("\n")
+    sys.stdout.write("\n".join(line.rstrip(" ") for line in lines))  # cells are filled up with spaces
 
 
 def write_json(value: Any) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import entry_points
 
+from tamis.advice import closest
 from tamis.checkpoint import Checkpoint
 from tamis.errors import InvalidInput, UnknownFamily
 from tamis.options import MODES, LoadOptions
@@ -152,7 +153,8 @@ def named(name: str, mode: str | None = None) -> Family:
     """
     known = {family.name: family for family in families()}
     if name not in known:
-        raise InvalidInput(f"family={name!r} is unknown; tamis.list_families() names {', '.join(known)}.")
+        near = closest(name, known)
+        raise InvalidInput(f"family={name!r} is unknown; tamis.list_families() names {', '.join(known)}.{near}")
     if mode not in (None, known[name].mode):
         raise InvalidInput(f"family={name!r} is a {known[name].mode} family, but mode={mode!r}; leave one of them out.")
     return known[name]

@@ -165,7 +165,7 @@ def _stated_similarity(*checkpoints: Checkpoint) -> Similarity:
 def _dims(dim: int | tuple[int, ...] | None, width: int, name: str) -> tuple[int, ...]:
     dims = (width,) if dim is None else (dim,) if isinstance(dim, int) else dim
     if dims[-1] > width:
-        raise InvalidInput(f"dim={dims[-1]}, but the vectors of {name} have {width} dimensions.")
+        raise InvalidInput(f"dim={dims[-1]}, but the vectors of {name} have {width} dimensions; pass {width} at most.")
     return dims
 
 

@@ -9,6 +9,7 @@ not.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -64,7 +65,8 @@ def similarities(
     left_behind: list[NDArray[np.bool_]] = []
     for start, end in zip([0, *dims[:-1]], dims, strict=True):
         on = np.flatnonzero(alive[owner])
-        new = rows[on, start:end].astype(np.float64)  # the only columns this stage reads
+        new = rows[on, start:end] if len(on) < len(rows) else rows[:, start:end]  # the only columns this stage reads
+        new = new.astype(np.float64)
         asked = query[start:end].astype(np.float64)
         dots[on] += new @ asked
         squares[on] += np.einsum("ij,ij->i", new, new)
@@ -82,9 +84,25 @@ def similarities(
             stays[ids[best < border]] = True
             left_behind.append(stays)
             alive &= ~stays
-    floor = values[alive].min()
+    floor = float(values[alive].min())
     for stays in reversed(left_behind):
-        for value in -np.unique(-values[stays]):  # falling; equal ones stay equal
-            floor = min(value, np.nextafter(floor, -np.inf))
-            values[stays & (values == value)] = floor
+        values[stays], floor = _below(values[stays], floor)
     return Best(values, winners)
+
+
+def _below(values: NDArray[np.float64], floor: float) -> tuple[NDArray[np.float64], float]:
+    """Values in the same order, equal ones equal still, all of them below the floor; and the lowest of them.
+
+    >>> lowered, lowest = _below(np.array([0.7, 0.2, 0.9, 0.7]), 0.5)
+    >>> lowered.round(9).tolist(), bool(0.5 > lowered[2] > lowered[0] == lowered[3]), lowest
+    ([0.5, 0.2, 0.5, 0.5], True, 0.2)
+    """
+    unique, which = np.unique(-values, return_inverse=True)
+    falling = -unique
+    for i, value in enumerate(falling):
+        floor = math.nextafter(floor, -math.inf)
+        if value <= floor:  # and so are all that follow
+            floor = float(falling[-1])
+            break
+        falling[i] = floor
+    return falling[which], floor

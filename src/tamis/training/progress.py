@@ -8,6 +8,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.utils import logging
 
 
@@ -63,6 +64,6 @@ def without_bars() -> Iterator[None]:
 
 def show_progress(trainer: Any, shown: bool | None) -> None:
     """Gives a trainer this bar instead of its own."""
-    for kind in (PrinterCallback, ProgressCallback):
+    for kind in (PrinterCallback, ProgressCallback, DEFAULT_PROGRESS_CALLBACK):  # the last: a table in notebooks
         trainer.remove_callback(kind)
     trainer.add_callback(Bar(shown))

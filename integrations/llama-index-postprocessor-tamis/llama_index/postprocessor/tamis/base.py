@@ -24,6 +24,8 @@ from pydantic.json_schema import SkipJsonSchema
 
 import tamis
 from llama_index.postprocessor.tamis.nodes import checked, reported, rescored, texts_of
+from tamis.checkpoint import check_model
+from tamis.inputs import Cut
 from tamis.lazy import LazyReranker
 from tamis.long_documents import LongDocuments
 from tamis.options import (
@@ -273,6 +275,19 @@ class TamisRerank(BaseNodePostprocessor):
     @classmethod
     def _checked_by_the_core(cls, value: Any, info: ValidationInfo) -> Any:
         LoadOptions(**{str(info.field_name): value})
+        return value
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _a_name(cls, value: Any) -> Any:
+        if value is not None:
+            check_model(value)
+        return value
+
+    @field_validator("min_score", mode="before")
+    @classmethod
+    def _in_range(cls, value: Any) -> Any:
+        Cut(min_score=value)
         return value
 
     @field_validator("callback_manager", mode="before")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,11 +12,12 @@ from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
-from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
+from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 
 import tamis
 
 dispatcher = get_dispatcher(__name__)
+logger = logging.getLogger(__name__)
 
 RETRIEVAL_SCORE = "retrieval_score"
 
@@ -46,13 +48,22 @@ def checked(nodes: list[NodeWithScore], query: QueryBundle | None) -> QueryBundl
     for index, node in enumerate(nodes):
         if not isinstance(node, NodeWithScore):
             what = type(node).__name__
-            raise tamis.InvalidInput(f"Node {index} is a {what}; wrap it: NodeWithScore(node=...).")
+            inner = "..." if isinstance(node, BaseNode) else "TextNode(text=...)"
+            raise tamis.InvalidInput(f"Node {index} is a {what}; wrap it: NodeWithScore(node={inner}).")
     return query
 
 
 def texts_of(nodes: Sequence[NodeWithScore], mode: MetadataMode) -> list[str]:
-    """What the model reads of each."""
-    return [node.node.get_content(metadata_mode=mode) for node in nodes]
+    """What the model reads of each. Nodes without text that should have some, such as images, are told in the log."""
+    texts = [node.node.get_content(metadata_mode=mode) for node in nodes]
+    blank = [type(node.node).__name__ for node, text in zip(nodes, texts, strict=True) if not text.strip()]
+    if blank and (len(blank) == len(nodes) or set(blank) != {"TextNode"}):
+        logger.warning(
+            "%d of %d nodes (%s) have no text in metadata_mode %r: each is ranked as an empty passage. Rank images by "
+            "a caption in their text, or choose another metadata_mode.",
+            len(blank), len(nodes), ", ".join(sorted(set(blank))), mode.value,
+        )  # fmt: skip
+    return texts
 
 
 def rescored(

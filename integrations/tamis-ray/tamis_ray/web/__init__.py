@@ -1,0 +1,1 @@
+"""Rerankers over HTTP, in the shapes that their clients know. Nothing here knows of Ray."""

@@ -1,0 +1,95 @@
+"""The Serve application and the command that starts it, as far as no cluster is needed."""
+
+import warnings
+
+import pytest
+
+import tamis
+from tamis_ray import Limits, build_app
+from tamis_ray.cli import _parser as parser
+from tamis_ray.cli import application, main
+from tamis_ray.serve import app
+
+KEY = "c0ffee-" * 5
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch):
+    monkeypatch.delenv("TAMIS_SERVE_KEY", raising=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of pydantic, about Ray's own models
+        yield
+
+
+def deployment(application):
+    from ray.serve._private.build_app import build_app as built  # what serve.run does first
+
+    (made,) = built(application, name="tamis", default_runtime_env=None).deployments
+    return made
+
+
+def test_options_become_serves():
+    made = deployment(build_app(mode="lexical", replicas=3, gpus=0.5, cpus=2, drain=7, limits=Limits(requests=10)))
+    assert made.num_replicas == 3
+    assert {name: made.ray_actor_options[name] for name in ("num_cpus", "num_gpus")} == {"num_cpus": 2, "num_gpus": 0.5}
+    assert made.max_ongoing_requests > 10, "so that the replica itself refuses, and probes get through"
+    assert made._deployment_config.graceful_shutdown_timeout_s == 7
+    scaled = deployment(build_app(mode="lexical", autoscale=(0, 4)))._deployment_config.autoscaling_config
+    assert (scaled.min_replicas, scaled.max_replicas) == (0, 4)
+
+
+def test_flat_arguments_are_those_of_config_files_and_command_lines():
+    made = deployment(app({"mode": "lexical", "autoscale": "1:4", "passages": "20", "timeout": 5, "names": "a,b"}))
+    assert made._deployment_config.autoscaling_config.max_replicas == 4
+    with pytest.raises(tamis.InvalidInput, match="passages"):
+        app({"passages": "none"})
+
+
+def test_the_command_says_the_same():
+    arguments = parser().parse_args(
+        ["--mode", "lexical", "--autoscale", "1:4", "--gpus", "0.5", "--max-passages", "20", "--timeout", "5"]
+    )
+    made = deployment(application(arguments))
+    assert made._deployment_config.autoscaling_config.max_replicas == 4
+    assert made.ray_actor_options["num_gpus"] == 0.5
+    rankrag = parser().parse_args(["my/model", "--rankrag", "--adapter", "my/lora", "--server", "http://gpu:8000/v1"])
+    assert deployment(application(rankrag)).name == "tamis"
+
+
+@pytest.mark.parametrize(
+    "wrong, told",
+    [
+        (["--replicas", "0"], "replicas=0"),
+        (["--autoscale", "4:1"], "autoscale="),
+        (["--max-passages", "0"], "passages=0"),
+        (["--timeout", "-1"], "timeout=-1"),
+        (["--server", "http://gpu:8000/v1"], "--rankrag"),
+        (["--api-key-file", "/no/such/file"], "cannot be read"),
+        (["--name", ""], "name"),
+    ],
+)
+def test_what_is_wrong_is_told_before_anything_starts(wrong, told, capsys):
+    assert main(wrong) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_the_key_does_not_travel(tmp_path, monkeypatch):
+    from ray import cloudpickle
+
+    file = tmp_path / "key"
+    file.write_text(KEY)
+    for made in (build_app(mode="lexical", api_key_file=str(file)), _with_variable(monkeypatch)):
+        assert KEY.encode() not in cloudpickle.dumps(deployment(made))
+        assert KEY not in repr(made)
+
+
+def _with_variable(monkeypatch):
+    monkeypatch.setenv("TAMIS_SERVE_KEY", KEY)
+    return build_app(mode="lexical")
+
+
+def test_no_option_takes_a_key(capsys):
+    with pytest.raises(SystemExit):
+        main(["--api-key", "sk-1"])  # argparse itself names what it does not know
+    assert main(["--api-key-file", KEY]) == 2
+    assert KEY not in capsys.readouterr().err
