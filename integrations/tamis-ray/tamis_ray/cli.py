@@ -93,6 +93,9 @@ def _serve(arguments: argparse.Namespace) -> None:
 
     ray.init(address=arguments.address, include_dashboard=False if arguments.address is None else None,
              log_to_driver=arguments.verbose)  # fmt: skip
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):  # after Ray's own, which would end the process where it stands
+        signal.signal(number, lambda *_: stop.set())
     try:
         quiet = {"enable_access_log": False}  # paths are the callers' text; a replica logs the routes' names
         serve.start(http_options={"host": arguments.host, "port": arguments.port}, logging_config=quiet)
@@ -100,9 +103,6 @@ def _serve(arguments: argparse.Namespace) -> None:
         say(f"serving at http://{arguments.host}:{arguments.port}")
         if arguments.host not in ("127.0.0.1", "localhost", "::1") and not _keyed(arguments):
             say(f"whoever reaches {arguments.host}:{arguments.port} may use it: there is no key. Set {VARIABLE}.")
-        stop = threading.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):  # after Ray's own, which would end the process where it stands
-            signal.signal(number, lambda *_: stop.set())
         stop.wait()
         say("ending; what is under way is answered first")
     finally:
