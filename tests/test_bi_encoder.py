@@ -258,3 +258,10 @@ def test_scores_are_monotone_in_the_cosine(embedded):
     ranking = embedded.rank(QUERY, PASSAGES)
     assert all(0 <= hit.score <= 1 for hit in ranking)
     assert [hit.score for hit in ranking] == [pytest.approx((1 + hit.logit) / 2) for hit in ranking]
+
+
+def test_a_long_passage_is_named_by_its_place_though_others_are_cached(embedded):
+    with tamis.load(mode="bi-encoder", dtype="float32", max_length=32, long_documents="error") as reranker:
+        reranker.score("zip?", ["zipfile reads archives.", "tarfile, too."])
+        with pytest.raises(tamis.InputTooLong, match="Passage 2 has"):
+            reranker.score("zip?", ["zipfile reads archives.", "tarfile, too.", "word " * 60])

@@ -165,6 +165,7 @@ async def test_metrics_are_prometheus_text(client):
     from prometheus_client.parser import text_string_to_metric_families
 
     await client.post("/v1/rerank", json={"query": QUERY, "documents": TEXTS})
+    await client.post("/rerank", json={"query": QUERY, "texts": TEXTS})  # TEI's, where nothing is cut
     await client.get("/no/such/path")
     answer = await client.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
@@ -172,6 +173,7 @@ async def test_metrics_are_prometheus_text(client):
                for family in text_string_to_metric_families(answer.text) for sample in family.samples}  # fmt: skip
     assert samples["tamis_serve_answers_total", "/v1/rerank", "200"] == 1
     assert samples["tamis_serve_answers_total", "other", "404"] == 1
+    assert samples["tamis_requests_total", None, None] >= 2
     assert samples["tamis_tokens_total", None, None] > 0
     assert samples["tamis_serve_open_requests", None, None] == 0
     assert "/no/such/path" not in answer.text

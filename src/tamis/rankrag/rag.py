@@ -145,7 +145,7 @@ class RankRAG(Completing):
             timeout: Seconds after which `DeadlineExceeded` is raised.
 
         Returns:
-            How many passages were run.
+            How many passages there were; those that were kept already are not run again.
         """
         from tqdm.auto import tqdm
 

@@ -170,10 +170,10 @@ class BiEncoderScorer:
         new = [i for i, vectors in enumerate(known) if vectors is None]
         if not new:
             return None
-        cut = self.passage.sequences([passages[i] for i in new], self._policy, start)
+        places = [start + i for i in new]
+        cut = self.passage.sequences([passages[i] for i in new], self._policy, places)
         rows = session.submit(cut.sequences)
         tokens = sum(map(len, cut.sequences))
-        places = [start + i for i in new]
         return _Chunk(places, [keys[i] for i in new], cut.firsts, cut.truncated, cut.spans, tokens, rows)
 
     def _finish(self, chunk: _Chunk, found: list[Vectors | None]) -> None:

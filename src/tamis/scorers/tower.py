@@ -63,8 +63,8 @@ class Tower:
         ids = self.lease.loaded.tokenizer.encode([self.prompt + text], limit=self.space)[0]
         return self._template.fill(ids[: self.space]), len(ids) > self.space
 
-    def sequences(self, texts: Sequence[str], policy: LongDocuments, start: int) -> Cut:
-        """Sequences of some passages, the first of which has the index `start`.
+    def sequences(self, texts: Sequence[str], policy: LongDocuments, places: Sequence[int]) -> Cut:
+        """Sequences of some passages, whose indices among the caller's are `places`.
 
         Raises:
             InputTooLong: The policy is "error" and one does not fit.
@@ -84,7 +84,7 @@ class Tower:
         parts: list[tuple[int, slice]] = []
         cuts = []
         for i, ids in enumerate(encoded):
-            mine, cut = pieces([len(ids) - prompts[i]], self.space - prompts[i], policy, start + i)
+            mine, cut = pieces([len(ids) - prompts[i]], self.space - prompts[i], policy, places[i])
             parts += [(i, part) for _, part in mine]
             cuts.append(cut)
         sequences = [self._window(encoded[i], prompts[i], part) for i, part in parts]

@@ -48,7 +48,7 @@ def _rows(tower: Tower, texts: Sequence[str]) -> Steps[NDArray[np.float32]]:
         for start in range(0, len(texts), CHUNK):
             if wait := session.backlog:
                 yield wait
-            cut = tower.sequences(texts[start : start + CHUNK], "truncate", start)
+            cut = tower.sequences(texts[start : start + CHUNK], "truncate", range(start, len(texts)))
             futures.append(session.submit(cut.sequences))
         yield session.pending
         rows = np.array([row for future in futures for row in future.result()], np.float32)

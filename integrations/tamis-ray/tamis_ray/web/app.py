@@ -37,7 +37,7 @@ def create_app(
         closes: Whether the model is closed when the server ends.
     """
     limits = limits or Limits()
-    metrics = Metrics(service.reranker.stats)
+    metrics = Metrics(service.stats)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -44,6 +44,13 @@ class Service:
             self.lost = True
             raise
 
+    def stats(self) -> dict[str, Any]:
+        """`Reranker.stats`, with the requests of both."""
+        mine = dict(self.reranker.stats())
+        if self.strict is not self.reranker:
+            mine["requests"] += self.strict.stats()["requests"]
+        return mine
+
     def close(self) -> None:
         """Closes the model: whoever waits for it gets `Closed`."""
         self.reranker.close()
