@@ -165,7 +165,7 @@ def test_the_embedded_model_has_our_adapter(embedded_rag, smollm2_by_hand):
     with tamis.load(mode="rankrag") as reranker:  # the ranking half alone
         assert reranker.mode == "rankrag"
         given = embedded_rag.reranker.logits(ASKED, SQUAD)
-        assert reranker.logits(ASKED, SQUAD) == pytest.approx(given, abs=0.1)
+        assert reranker.logits(ASKED, SQUAD) == pytest.approx(given, abs=0.3)  # cold and warm, in bfloat16
 
 
 # -- relevance ---------------------------------------------------------------------------------------------------------

@@ -33,6 +33,6 @@ async def test_squad():
     )
     chunks = [chunk async for chunk in chain.astream({"input": QUESTION})]
     assert set(chunks[0]) == {"context"}
-    assert len(chunks) > 3
+    assert len(chunks) > 2  # the sources, and the answer in several pieces
     assert sum(chunks, {})["answer"] == alone.text
     assert "relevance_score" not in documents[0].metadata
