@@ -185,14 +185,34 @@ async def test_an_engine_that_is_full_is_a_429(calling):
 
     source = Source(options={"mode": "cross-encoder", "dtype": "float32", "queue_tokens": 1})
     small = source.load()
+    runner = small.reranker._scorer._lease.loaded.engine._devices[0].runner
+    run, gate = runner.run, threading.Event()
+
+    def held(batch):
+        gate.wait(60)
+        return run(batch)
+
+    runner.run = held  # the device is busy until some were refused
     try:
         async with calling(create_app(small)) as client:
-            body = {"query": "zip", "documents": [f"a zip archive {number} " * 20 for number in range(12)]}
-            answers = await asyncio.gather(*(client.post("/v1/rerank", json=body) for _ in range(4)))
+            asked = []
+
+            def body():  # each other than those before: equal sequences would share a place in the queue
+                return {"query": f"zip {len(asked)}", "documents": [f"a zip archive {n} " * 20 for n in range(12)]}
+
+            while not small.stats()["queued_sequences"]:  # the device holds what came first, and these wait behind it
+                asked.append(asyncio.create_task(client.post("/v1/rerank", json=body())))
+                await asyncio.sleep(0.2)
+            refused = await client.post("/v1/rerank", json=body())
+            gate.set()
+            answers = await asyncio.gather(*asked)
     finally:
+        gate.set()
+        runner.run = run
         small.close()
-    assert {answer.status_code for answer in answers} == {200, 429}
-    assert all(answer.headers["retry-after"] for answer in answers if answer.status_code == 429)
+    assert refused.status_code == 429
+    assert refused.headers["retry-after"]
+    assert {answer.status_code for answer in answers} == {200}
 
 
 async def test_a_request_that_takes_too_long_is_a_504(held, calling):
