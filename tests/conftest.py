@@ -50,15 +50,19 @@ def smollm2_gguf() -> Path:
 @pytest.fixture(scope="session")
 def smollm2(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same, dequantised by transformers and saved as a folder of safetensors, once a run."""
+    import gguf  # noqa: F401
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    from tamis.gguf_files import parsing_once
 
     folder = tmp_path_factory.mktemp("smollm2")
     where = {"pretrained_model_name_or_path": smollm2_gguf.parent, "gguf_file": smollm2_gguf.name}
     dequantise = GgufConfig(dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(**where, quantization_config=dequantise, dtype=torch.float32)
+    with parsing_once():
+        model = AutoModelForCausalLM.from_pretrained(**where, quantization_config=dequantise, dtype=torch.float32)
+        AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
     return folder
 
 

@@ -475,13 +475,24 @@ def test_a_real_chat_model_zero_shot(smollm2):
     np.testing.assert_allclose(given, expected, atol=1e-4)
 
 
-def test_a_gguf_file_is_dequantised(smollm2, smollm2_gguf, tmp_path):
+def test_a_gguf_file_is_parsed_once_for_its_config_and_dequantised(smollm2, smollm2_gguf, tmp_path, monkeypatch):
+    from transformers import modeling_gguf_pytorch_utils as gguf
+
+    parsed, parse = [], gguf.load_gguf_checkpoint
+
+    def noted(path, return_tensors=False, **options):
+        parsed.append(return_tensors)
+        return parse(path, return_tensors=return_tensors, **options)
+
+    monkeypatch.setattr(gguf, "load_gguf_checkpoint", noted)
     query, passages = "which planet is red?", ["Mars is red.", "Venus is white."]
     with (
         tamis.load(smollm2_gguf, mode="causal-lm", dtype="float32") as packed,
         tamis.load(smollm2, mode="causal-lm", dtype="float32") as unpacked,
     ):
         assert packed.logits(query, passages) == pytest.approx(unpacked.logits(query, passages), abs=1e-5)
+    assert parsed.count(True) == 1
+    assert parsed.count(False) <= 1  # seconds each; none if the file was read before
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF" + bytes(64))
     with pytest.raises(tamis.CorruptCheckpoint, match="GGUF"):

@@ -18,6 +18,7 @@ from tamis.engine.devices import choose_devices, choose_dtype
 from tamis.engine.engine import Engine
 from tamis.engine.loaded import Lease, Loaded
 from tamis.errors import CorruptCheckpoint, InvalidInput, MissingExtra, RemoteCode, UnknownFamily, UntrainedHead
+from tamis.gguf_files import parsing_once
 from tamis.native_encoders import native_of
 from tamis.options import LoadOptions
 from tamis.tokenizing import TextTokenizer
@@ -298,7 +299,7 @@ def quiet() -> Iterator[None]:
         logging.disable_progress_bar()
         gguf.tqdm = partial(tqdm, disable=True)  # it asks nobody
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), parsing_once():
                 warnings.simplefilter("ignore", FutureWarning)  # keys of a checkpoint's config are not the caller's
                 yield
         finally:

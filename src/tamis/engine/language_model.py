@@ -27,7 +27,7 @@ from tamis.engine.passages import PassageCache
 from tamis.engine.requests import Outputs, Row
 from tamis.engine.sequences import Tokens
 
-READ_PER_TOKEN = 8  # kept tokens that cost a batch about as much as one that is run
+READ_PER_TOKEN = 16  # kept tokens that cost a batch about as much as one that is run
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

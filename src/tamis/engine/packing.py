@@ -261,15 +261,15 @@ def step_of(rows: int) -> int:
     """What a number of rows is rounded up to, where every new number costs.
 
     On a CPU, oneDNN compiles and keeps a kernel for each shape of a 16-bit product it meets, about 0.7 ms and 0.7 MB
-    each, and blocks of ever new sizes leave the heap full of holes. Rounded, a process meets some two dozen sizes. Few
-    rows, the steps of answers, are rounded to a power of two: 32 rows cost twice what one row does.
+    each, and blocks of ever new sizes leave the heap full of holes. Rounded, a process meets some three dozen sizes.
+    Few rows, the steps of answers, are rounded to a power of two: 32 rows cost twice what one row does.
 
     >>> [step_of(rows) for rows in (1, 3, 20, 300, 2000)]
-    [1, 4, 32, 64, 128]
+    [1, 4, 32, 64, 64]
     """
     if rows <= 32:
         return 1 << max(0, rows - 1).bit_length()
-    return 32 if rows <= 256 else 64 if rows <= 512 else 128
+    return 32 if rows <= 256 else 64
 
 
 _here = threading.local()

@@ -1,0 +1,63 @@
+"""Keeps transformers from doing the same work several times when it loads a GGUF file.
+
+Its parser reads the whole header, vocabulary included, each time that somebody asks for the config, which a load does
+three times at two to three seconds each; it builds a table of all weights' names for every module of the model; and
+its reader slices a `numpy.memmap` a million times, which costs several times what slicing an array does.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+
+_configs: dict[tuple[str, int, int], Any] = {}  # of the file that was read last
+
+
+@contextmanager
+def parsing_once() -> Iterator[None]:
+    """Within it, configs and tables of names are remembered; one thread at a time."""
+    from transformers import modeling_gguf_pytorch_utils as utils
+
+    gguf: Any = sys.modules.get("gguf")
+    if gguf is None:  # whoever loads such a file has imported it
+        yield
+        return
+    parse, names, reader = utils.load_gguf_checkpoint, gguf.get_tensor_name_map, gguf.GGUFReader
+    utils.load_gguf_checkpoint = partial(_parsed, parse)
+    gguf.get_tensor_name_map = lru_cache(maxsize=8)(names)
+    gguf.GGUFReader = type("GGUFReader", (_PlainData, reader), {})
+    try:
+        yield
+    finally:
+        utils.load_gguf_checkpoint, gguf.get_tensor_name_map, gguf.GGUFReader = parse, names, reader
+
+
+class _PlainData:
+    """A reader's file as an ordinary array over the same memory map."""
+
+    @property
+    def data(self) -> Any:
+        return self._data
+
+    @data.setter
+    def data(self, mapped: Any) -> None:
+        self._data = mapped.view(np.ndarray)
+
+
+def _parsed(parse: Callable[..., Any], path: Any, return_tensors: bool = False, **options: Any) -> Any:
+    if return_tensors:
+        return parse(path, return_tensors=True, **options)
+    stat = os.stat(path)
+    key = (os.path.realpath(path), stat.st_mtime_ns, stat.st_size)
+    if key not in _configs:
+        config = parse(path, return_tensors=False, **options)["config"]
+        _configs.clear()
+        _configs[key] = config
+    return {"config": copy.deepcopy(_configs[key])}
