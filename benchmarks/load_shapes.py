@@ -155,14 +155,14 @@ class Direct:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         from tamis.engine.architectures import ARCHITECTURES
-        from tamis.engine.attention import PACKED
+        from tamis.engine.attention import registered
         from tamis.engine.classifier import classifier_runner
         from tamis.engine.devices import choose_device, choose_dtype
         from tamis.tokenizing import TextTokenizer
 
         chosen = choose_dtype(dtype, choose_device("cpu"))
         model = AutoModelForSequenceClassification.from_pretrained(
-            checkpoint, dtype=chosen, attn_implementation=PACKED
+            checkpoint, dtype=chosen, attn_implementation=registered()
         ).eval()
         self._tokenizer = TextTokenizer(AutoTokenizer.from_pretrained(checkpoint))
         self._template = self._tokenizer.template(2)

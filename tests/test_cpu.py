@@ -10,7 +10,7 @@ from transformers import AutoModel
 import tamis
 import tiny
 from tamis.engine.architectures import ARCHITECTURES
-from tamis.engine.attention import PACKED
+from tamis.engine.attention import registered
 from tamis.engine.backbone import Backbone, probe
 from tamis.engine.cpu import PrepackedLinear, Tuned, can_prepack
 
@@ -41,7 +41,7 @@ def test_prepacked_bfloat16_is_no_further_from_float32_than_linear():
 
 
 def packed_encoder(folder):
-    body = AutoModel.from_pretrained(folder, attn_implementation=PACKED, dtype=torch.float32).eval()
+    body = AutoModel.from_pretrained(folder, attn_implementation=registered(), dtype=torch.float32).eval()
     body.pooler = None
     return Backbone(body, ARCHITECTURES[body.config.model_type])
 

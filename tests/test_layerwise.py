@@ -20,7 +20,7 @@ import tiny
 from golden import checkpoints
 from tamis.checkpoint import Checkpoint
 from tamis.engine.architectures import ARCHITECTURES
-from tamis.engine.attention import PACKED
+from tamis.engine.attention import registered
 from tamis.engine.compression import Compressing, Compression, compressed, group_sizes, pooled
 from tamis.engine.packing import Layout, segments_of
 from tamis.engine.sequences import Tokens
@@ -450,7 +450,7 @@ def decoder(kind=Gemma2Model):
     config = Gemma2Config(
         vocab_size=100, hidden_size=32, num_hidden_layers=6, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
         intermediate_size=48, sliding_window=8, max_position_embeddings=512, attn_logit_softcapping=None,
-        attn_implementation=PACKED,
+        attn_implementation=registered(),
     )  # fmt: skip
     return kind(config).eval().requires_grad_(False)
 

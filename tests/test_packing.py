@@ -113,7 +113,7 @@ def test_what_cannot_be_packed_runs_padded(tmp_path, kind):
 def test_a_leak_is_found_and_the_model_runs_padded(tmp_path):
     """An encoder whose neighbours leak into each other outside attention: MobileBERT's trigram embeddings."""
     from tamis.engine.architectures import Architecture
-    from tamis.engine.attention import PACKED
+    from tamis.engine.attention import registered
     from tamis.engine.backbone import Backbone
 
     config = transformers.MobileBertConfig(
@@ -121,7 +121,7 @@ def test_a_leak_is_found_and_the_model_runs_padded(tmp_path):
         intermediate_size=64, vocab_size=400, true_hidden_size=32,
     )  # fmt: skip
     torch.manual_seed(0)
-    body = AutoModel.from_config(config, attn_implementation=PACKED).eval()
+    body = AutoModel.from_config(config, attn_implementation=registered()).eval()
     encoder = Backbone(body, Architecture(head=lambda model: model))
     with torch.inference_mode(), pytest.warns(UserWarning, match="runs padded"):
         encoder.check(vocabulary=400, longest=512)

@@ -22,14 +22,16 @@ _configs: dict[tuple[str, int, int], Any] = {}  # of the file that was read last
 
 @contextmanager
 def parsing_once() -> Iterator[None]:
-    """Within it, configs and tables of names are remembered; one thread at a time."""
-    from transformers import modeling_gguf_pytorch_utils as utils
-
+    """Within it, configs and tables of names are remembered, and no bars are drawn; one thread at a time."""
     gguf: Any = sys.modules.get("gguf")
     if gguf is None:  # whoever loads such a file has imported it
         yield
         return
+    from transformers import modeling_gguf_pytorch_utils as utils
+
     parse, names, reader = utils.load_gguf_checkpoint, gguf.get_tensor_name_map, gguf.GGUFReader
+    bar = utils.tqdm
+    utils.tqdm = partial(bar, disable=True)  # it asks nobody
     utils.load_gguf_checkpoint = partial(_parsed, parse)
     gguf.get_tensor_name_map = lru_cache(maxsize=8)(names)
     gguf.GGUFReader = type("GGUFReader", (_PlainData, reader), {})
@@ -37,6 +39,7 @@ def parsing_once() -> Iterator[None]:
         yield
     finally:
         utils.load_gguf_checkpoint, gguf.get_tensor_name_map, gguf.GGUFReader = parse, names, reader
+        utils.tqdm = bar
 
 
 class _PlainData:

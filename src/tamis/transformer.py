@@ -13,7 +13,7 @@ import torch
 
 from tamis.checkpoint import Checkpoint
 from tamis.engine.architectures import ARCHITECTURES, DECODERS, Architecture
-from tamis.engine.attention import PACKED
+from tamis.engine.attention import registered
 from tamis.engine.devices import choose_devices, choose_dtype
 from tamis.engine.engine import Engine
 from tamis.engine.loaded import Lease, Loaded
@@ -91,10 +91,12 @@ def load_model(
     architecture = architecture_of(config, options)
     native = native_of(checkpoint)
     renamed = native.renamed if native is not None else {}
-    attention = {"attn_implementation": PACKED} if architecture and architecture.patch is None else {}
+    kind = own_class(config, auto_class, checkpoint)
+    stock = kind is auto_class and architecture is not None and architecture.patch is None
+    attention = {"attn_implementation": registered()} if stock else {}
     try:
         with quiet():
-            model, info = own_class(config, auto_class).from_pretrained(
+            model, info = kind.from_pretrained(
                 checkpoint.body,
                 config=config,
                 dtype=dtype,
@@ -113,14 +115,19 @@ def load_model(
     return model, set(info["missing_keys"])
 
 
-def own_class(config: Any, auto_class: Any) -> Any:
-    """The class of Tamis's own for an architecture that transformers does not have; else `auto_class`."""
-    if config.model_type != "jina_bert":
-        return auto_class
-    from tamis.engine import jina_bert
-
+def own_class(config: Any, auto_class: Any, checkpoint: Checkpoint) -> Any:
+    """The class of Tamis's own for an architecture that it computes itself; else `auto_class`."""
     classifies = auto_class.__name__.endswith("ForSequenceClassification")
-    return jina_bert.JinaBertForSequenceClassification if classifies else jina_bert.JinaBertModel
+    if config.model_type == "jina_bert":
+        from tamis.engine import jina_bert
+
+        return jina_bert.JinaBertForSequenceClassification if classifies else jina_bert.JinaBertModel
+    if auto_class.__name__ in ("AutoModel", "AutoModelForSequenceClassification"):
+        from tamis.engine import bert
+
+        if bert.computes(config, checkpoint.body) and "auto_map" not in checkpoint.config:
+            return bert.BertForSequenceClassification if classifies else bert.BertModel
+    return auto_class
 
 
 def check_namesake(checkpoint: Checkpoint) -> None:
@@ -290,20 +297,17 @@ def facts(checkpoint: Checkpoint, devices: Sequence[torch.device], dtype: torch.
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silences progress bars and loading reports: what they say, Tamis's errors say."""
-    from transformers import modeling_gguf_pytorch_utils as gguf
     from transformers.utils import logging
 
     with _quiet_lock:
-        level, bars, tqdm = logging.get_verbosity(), logging.is_progress_bar_enabled(), gguf.tqdm
+        level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
         logging.set_verbosity_error()
         logging.disable_progress_bar()
-        gguf.tqdm = partial(tqdm, disable=True)  # it asks nobody
         try:
             with warnings.catch_warnings(), parsing_once():
                 warnings.simplefilter("ignore", FutureWarning)  # keys of a checkpoint's config are not the caller's
                 yield
         finally:
-            gguf.tqdm = tqdm
             logging.set_verbosity(level)
             if bars:
                 logging.enable_progress_bar()

@@ -1,4 +1,4 @@
-"""Attention over sequences laid end to end, registered with transformers under `PACKED`.
+"""Attention over sequences laid end to end, which transformers knows by the name that `registered` gives.
 
 One function serves every architecture that calls transformers' attention interface. Inside `packing.packed(layout)`
 it keeps the sequences apart; outside it is transformers' own SDPA, so that the same model also takes ordinary padded
@@ -16,14 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tamis.engine.keyvalues import Pair
 from tamis.engine.packing import Layout, Run, current
 
-PACKED = "tamis_packed"
 BLOCK = 512  # queries whose products stand in memory at once, where SDPA does not compute them
 
 
@@ -66,6 +62,8 @@ def attention(
     causal = bool(getattr(module, "is_causal", False)) if is_causal is None else is_causal
     if layout is None:
         if softcap is None and s_aux is None:
+            from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
             return sdpa_attention_forward(
                 module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal, **kwargs
             )
@@ -309,10 +307,20 @@ def _varlen_reaches(window: int | None) -> bool:
     return "window_size" in known or ("is_causal" in known and not window)
 
 
-def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    """No mask inside a packed pass; SDPA's outside, without which a padded batch would ignore its padding."""
-    return sdpa_mask(*args, **kwargs) if current() is None else None
+@lru_cache(maxsize=1)
+def registered() -> str:
+    """The name to load a transformers model with, as its `attn_implementation`.
 
+    Importing transformers' modelling code takes seconds, and models that do not need it are spared them.
+    """
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-ALL_ATTENTION_FUNCTIONS.register(PACKED, attention)
-ALL_MASK_ATTENTION_FUNCTIONS.register(PACKED, _mask)
+    def mask(*args: Any, **kwargs: Any) -> Tensor | None:
+        """No mask inside a packed pass; SDPA's outside, without which a padded batch would ignore its padding."""
+        return sdpa_mask(*args, **kwargs) if current() is None else None
+
+    name = "tamis_packed"
+    ALL_ATTENTION_FUNCTIONS.register(name, attention)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(name, mask)
+    return name
