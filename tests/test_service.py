@@ -161,9 +161,9 @@ async def test_the_tenant_of_a_task_reaches_the_engine(classifier):
         engine = reranker._scorer._lease.loaded.engine
         submit = engine.submit
 
-        def watch(sequences, job=None):
+        def watch(sequences, job, *entry, **options):
             seen.append((job.tenant, job.weight))
-            return submit(sequences, job)
+            return submit(sequences, job, *entry, **options)
 
         engine.submit = watch
 

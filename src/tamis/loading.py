@@ -106,9 +106,9 @@ def load(
             of their tokens; 0 keeps none.
         weight: This reranker's own share of the device, against others on the same engine: 2 has twice the share of
             1. `tamis.tenant` does the same by name, and goes first.
-        overload: What happens to a request while the queue is full: "error" raises `Overloaded`, "wait" waits.
-        queue_tokens: How many tokens may wait for the device before the queue is full. A request that is let in is
-            let in whole.
+        overload: What happens to a request for which the queue has no room: "error" raises `Overloaded`, "wait" waits.
+        queue_tokens: How many tokens may wait for the device. What is larger by itself comes in where nothing else
+            waits. Of a request that has begun to come in nothing is refused: its rest follows as there is room.
         passage_model: bi-encoder: the checkpoint that reads passages, where `model` reads queries only (DPR, Dragon).
             `revision` is of `model`; to pin this one, pass the folder of a snapshot.
         similarity: bi-encoder: "cosine" or "dot"; read from the checkpoint if None.

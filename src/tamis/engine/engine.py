@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -20,6 +19,7 @@ from weakref import WeakSet
 import numpy as np
 
 from tamis.cache import ByteLRU
+from tamis.engine.admission import Admission, Entry, Standing
 from tamis.engine.counters import Counters
 from tamis.engine.device import Device, Runner
 from tamis.engine.requests import Outputs, Row, Sent, Ticket, digest
@@ -40,7 +40,7 @@ class Engine:
         runners: The model, once for each device.
         batch_tokens: What a batch may cost; lowered when a device runs out of memory, and raised again slowly.
         name: Of the model; the threads have it too.
-        queue_tokens: What may wait before `admit` refuses.
+        queue_tokens: What may wait; see `tamis.engine.admission`.
         score_bytes: How much memory rows may take that are kept for sequences to come; 0 keeps none.
     """
 
@@ -68,37 +68,40 @@ class Engine:
         self._wake = threading.Condition()
         self._scheduler: Scheduler[Sent] = Scheduler(max(1, self._batch_tokens // 4), FRESH * self._batch_tokens)
         self._pending: dict[bytes, Work[Sent]] = {}  # waiting or running, by digest
-        self._rooms: deque[Future[None]] = deque()  # who waits for room in the queue
+        self._admission = Admission(self._limit)
         self.counters = Counters()
         for device in self._devices:
             device.thread = None
 
     # -- for callers ------------------------------------------------------------------------------------------------
 
-    def admit(self, *, wait: bool = False) -> Future[None]:
-        """A place in the queue: done at once where there is room.
+    def admit(self, *, wait: bool = False) -> Entry:
+        """How a request begins, before its texts are tokens: with `room` at once, unless the queue is full already.
 
         Args:
-            wait: Have the future wait for room, instead of raising.
+            wait: Have it wait for room, now and later, instead of being refused.
 
         Raises:
             Overloaded: As many tokens wait as may, and `wait` is False.
         """
-        room: Future[None] = Future()
+        entry = Entry(wait)
         with self._wake:
-            if self._scheduler.tokens < self._limit:
-                resolve(room, None)
+            if self._admission.fits(self._scheduler.tokens):
+                resolve(entry.room, None)
             elif wait:
-                self._rooms.append(room)
+                self._admission.stand(Standing(entry.room, entry.room))
             else:
-                self.counters.refused += 1
-                raise Overloaded(
-                    f"{self._scheduler.tokens} tokens wait for this model already, and {self._limit} may. Try again "
-                    'later, wait with load(..., overload="wait"), or allow more with queue_tokens=.'
-                )
-        return room
+                raise self._refused()
+        return entry
 
-    def submit(self, sequences: Sequence[Tokens], job: Job[Any] | None = None) -> Future[Outputs]:
+    def submit(
+        self,
+        sequences: Sequence[Tokens],
+        job: Job[Any] | None = None,
+        entry: Entry | None = None,
+        *,
+        more: bool = False,
+    ) -> Future[Outputs]:
         """Queues sequences; the future brings one row for each, in their order.
 
         Ending the future (cancelling it, or setting an exception) withdraws what has not run.
@@ -106,23 +109,35 @@ class Engine:
         Args:
             sequences: What to run.
             job: Whose they are: all that one request submits belongs to one job.
+            entry: The request's, from `admit`. Without room it is refused, or its sequences wait until there is some,
+                and `entry.room` with them. None has no limit.
+            more: These are but a beginning: the request can still be refused with what comes next.
 
         Raises:
             Closed: The engine was closed.
             DeviceLost: This process is a fork of the one that loaded the model on a GPU.
+            Overloaded: There is no room, and nothing of the request has been let in.
         """
         ticket = Ticket([None] * len(sequences), len(sequences), time.perf_counter())
         if not sequences:
             resolve(ticket.future, [])
             return ticket.future
         keys = [digest(tokens) for tokens in sequences]
+        cost = partial(self._cost, sequences, keys)
+        enter = partial(self._enqueue, ticket, sequences, keys, Job() if job is None else job)
         with self._wake:
             self._check()
-            self._enqueue(ticket, sequences, keys, Job() if job is None else job)
+            if entry is None or self._admission.fits(self._scheduler.tokens, cost()):
+                enter()
+            elif entry.waits or entry.let_in:
+                entry.room = Future()
+                self._admission.stand(Standing(ticket.future, entry.room, cost, enter))
+            else:
+                raise self._refused()
+            if entry is not None and not more:
+                entry.let_in = True
             self._run_threads()
             self._wake.notify_all()
-        if not ticket.left:
-            self._deliver(ticket)
         ticket.future.add_done_callback(partial(self._settle, ticket))
         return ticket.future
 
@@ -185,6 +200,17 @@ class Engine:
             work.payload.takers.append((ticket, place))
             ticket.works.append(work)
         self._scheduler.add(job, new)
+        if not ticket.left:
+            self._deliver(ticket)
+
+    def _cost(self, sequences: Sequence[Tokens], keys: list[bytes]) -> int:
+        """The tokens that they would add to the queue."""
+        new = {key: tokens for tokens, key in zip(sequences, keys, strict=True) if key not in self._pending}
+        return sum(self._devices[0].cost(tokens) for key, tokens in new.items() if key not in self._kept)
+
+    def _refused(self) -> Overloaded:
+        self.counters.refused += 1
+        return self._admission.refusal(self._scheduler.tokens)
 
     def _settle(self, ticket: Ticket, _: Future[Outputs]) -> None:
         """A ticket is done, or its caller has gone: what only it wanted leaves the queue."""
@@ -198,8 +224,10 @@ class Engine:
         ticket.works = []
 
     def _make_room(self) -> None:
-        while self._rooms and self._scheduler.tokens < self._limit:
-            resolve(self._rooms.popleft(), None)
+        while (first := self._admission.following(self._scheduler.tokens)) is not None:
+            first.enter()
+            resolve(first.room, None)
+            self._wake.notify_all()
 
     def _drop(self, error: BaseException, died: Device | None = None) -> None:
         """Whoever waits gets `error`; if a device died and another lives, the other goes on with what waits."""
@@ -209,12 +237,13 @@ class Engine:
                 if any(device.alive() for device in self._devices):
                     return
             pending, self._pending = list(self._pending.values()), {}
-            rooms, self._rooms = list(self._rooms), deque()
+            line = self._admission.empty()
             for work in pending:
                 self._scheduler.drop(work)
         self.fail(pending, error)
-        for room in rooms:
-            reject(room, error)
+        for one in line:
+            reject(one.asks, error)
+            reject(one.room, error)
 
     # -- for the devices' threads: `tamis.engine.device.Exchange` ----------------------------------------------------
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from tamis.cache import ByteLRU
+from tamis.engine.admission import Entry
 from tamis.engine.engine import Engine
 from tamis.engine.requests import Outputs
 from tamis.engine.scheduler import Job
@@ -86,7 +87,7 @@ class Lease:
         """A session for one request.
 
         Raises:
-            Overloaded: Too much waits already.
+            Overloaded: The queue is full already.
         """
         tenant = current() or self._own or Tenant("")
         return Session(self.loaded.engine, Job(tenant.name, tenant.weight), self.loaded.engine.admit(wait=self._wait))
@@ -105,14 +106,15 @@ class Lease:
 class Session:
     """What one request has in an engine. Leaving it withdraws whatever is not done."""
 
-    def __init__(self, engine: Engine, job: Job[Any], room: Future[None]) -> None:
+    def __init__(self, engine: Engine, job: Job[Any], entry: Entry) -> None:
         self._engine = engine
         self._job = job
-        self._futures: list[Future[Any]] = [room]
+        self._entry = entry
+        self._futures: list[Future[Any]] = []
 
-    def submit(self, sequences: Sequence[Tokens]) -> Future[Outputs]:
+    def submit(self, sequences: Sequence[Tokens], *, more: bool = False) -> Future[Outputs]:
         """See `Engine.submit`."""
-        future = self._engine.submit(sequences, self._job)
+        future = self._engine.submit(sequences, self._job, self._entry, more=more)
         self._futures.append(future)
         return future
 
@@ -124,14 +126,13 @@ class Session:
     @property
     def backlog(self) -> list[Future[Any]]:
         """What to wait for before more is submitted: room in the queue, or the oldest of what is under way."""
-        room = self._futures[0]
-        if not room.done():
-            return [room]
+        if not self._entry.room.done():
+            return [self._entry.room]
         return [future for future in self._futures[:-UNDER_WAY] if not future.done()]
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        for future in self._futures:
+        for future in (*self._futures, self._entry.room):
             reject(future, CancelledError())

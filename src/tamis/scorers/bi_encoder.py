@@ -92,7 +92,7 @@ class BiEncoderScorer:
         chunks: list[_Chunk] = []
         with ExitStack() as stack:
             asking, session = yield from self._sessions(stack)
-            answer = asking.submit([asked])
+            answer = asking.submit([asked], more=True)
             for start in range(0, len(passages), CHUNK):
                 chunk = self._begun(session, passages[start : start + CHUNK], start, found)
                 chunks += [] if chunk is None else [chunk]
