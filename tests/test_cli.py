@@ -1,3 +1,4 @@
+import argparse
 import io
 import json
 import os
@@ -8,7 +9,7 @@ import pytest
 
 import tamis
 from rankrag_reference import save_speaker
-from tamis.cli import main
+from tamis.cli import _parser, main
 
 LINES = "Paris is the capital of France.\n\n   \nBerlin is the capital of Germany.\r\nA zip archive holds files.\n"
 QUERY = "what is the capital of France?"
@@ -359,3 +360,12 @@ def test_wrong_usage_of_answer_is_argparses(capsys, arguments):
         main(arguments)
     assert stop.value.code == 2
     assert "usage: tamis answer" in capsys.readouterr().err
+
+
+def test_help_fits_80_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    whole = _parser()
+    commands = next(action for action in whole._actions if isinstance(action, argparse._SubParsersAction)).choices
+    assert {"rank", "answer", "eval", "train"} <= set(commands)
+    for name, parser in {"": whole, **commands}.items():
+        assert max(map(len, parser.format_help().splitlines())) <= 80, name

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import threading
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from typing import Any
 
 from tamis.cli.model_options import EMBEDDED, OPTIONS, add_model_options
 from tamis.cli.output import say
-from tamis.errors import InvalidInput, TamisError
+from tamis.errors import InvalidInput, LoadError, TamisError
 from tamis_ray.serve import DRAIN, NAME, build_app
 from tamis_ray.web.key import VARIABLE
 from tamis_ray.web.limits import Limits
@@ -99,7 +100,10 @@ def _serve(arguments: argparse.Namespace) -> None:
     try:
         quiet = {"enable_access_log": False}  # paths are the callers' text; a replica logs the routes' names
         serve.start(http_options={"host": arguments.host, "port": arguments.port}, logging_config=quiet)
-        serve.run(app, name=NAME, route_prefix="/", logging_config=quiet)
+        try:
+            serve.run(app, name=NAME, route_prefix="/", logging_config=quiet)
+        except RuntimeError as error:  # Serve's own says only that it failed
+            raise LoadError(f"No replica could start: {why(NAME) or error}") from error
         say(f"serving at http://{arguments.host}:{arguments.port}")
         if arguments.host not in ("127.0.0.1", "localhost", "::1") and not _keyed(arguments):
             say(f"whoever reaches {arguments.host}:{arguments.port} may use it: there is no key. Set {VARIABLE}.")
@@ -107,8 +111,19 @@ def _serve(arguments: argparse.Namespace) -> None:
         say("ending; what is under way is answered first")
     finally:
         serve.delete(NAME)  # drains; `shutdown` alone would end the proxies, too
-        serve.shutdown()
+        serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown()
+
+
+def why(name: str) -> str:
+    """What the replicas of an application said when they could not start: the error's text, without its traceback."""
+    from ray import serve
+
+    app = serve.status().applications.get(name)
+    told = [] if app is None else [deployed.message.strip() for deployed in app.deployments.values()]
+    message = next(filter(None, told), "")
+    ours = re.search(r"^tamis\.errors\.\w+: (.+)", message, re.MULTILINE | re.DOTALL)
+    return ours[1] if ours else message.rpartition("\n")[2]
 
 
 def _keyed(arguments: argparse.Namespace) -> bool:

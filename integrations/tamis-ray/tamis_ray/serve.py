@@ -99,7 +99,8 @@ def build_app(
     }
     if "backpressure_config" in inspect.signature(serve.deployment).parameters:  # older Ray answers 503
         options["backpressure_config"] = {"status_code": 429, "retry_after_s": 1}
-    return serve.deployment(serve.ingress(make)(Replica), name=NAME, **options).bind()
+    bound: Application = serve.deployment(serve.ingress(make)(Replica), name=NAME, **options).bind()
+    return bound
 
 
 def app(args: Mapping[str, Any]) -> Application:

@@ -36,7 +36,32 @@ def test_the_cluster_is_one_that_the_autoscaler_takes():
     schema = Path(ray.autoscaler.__file__).with_name("ray-schema.json")
     cluster = yaml.safe_load((EXAMPLES / "cluster.yaml").read_text())
     jsonschema.validate(cluster, json.loads(schema.read_text()))
-    assert cluster["head_node_type"] in cluster["available_node_types"]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**cluster, "max_worker": 1}, json.loads(schema.read_text()))
+
+
+def test_the_cluster_is_one_that_ray_up_completes():
+    """As `ray up` does it before it asks the cloud for anything: Ray's defaults for AWS, and its own checks."""
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    cluster = prepare_config(yaml.safe_load((EXAMPLES / "cluster.yaml").read_text()))
+    validate_config({**cluster, "cluster_synced_files": []})
+    nodes = cluster["available_node_types"]
+    assert cluster["head_node_type"] == "head"
+    assert nodes["head"]["resources"] == {"CPU": 0}, "nothing is computed there"
+    assert nodes["head"]["max_workers"] == 0
+    assert (nodes["gpu"]["min_workers"], nodes["gpu"]["max_workers"]) == (0, cluster["max_workers"])
+    assert nodes["gpu"]["resources"]["GPU"] == 1
+
+
+def test_files_of_the_cluster_are_there():
+    cluster = yaml.safe_load((EXAMPLES / "cluster.yaml").read_text())
+    [(there, here)] = cluster["file_mounts"].items()
+    root = (EXAMPLES.parents[1] / here).resolve()
+    [command] = cluster["setup_commands"]
+    for part in ("", "integrations/tamis-ray"):
+        assert f"{there}/{part}".rstrip("/") + "[" in command
+        assert (root / part / "pyproject.toml").is_file()
 
 
 def test_the_job_calls_what_there_is():

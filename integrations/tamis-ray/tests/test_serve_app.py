@@ -11,6 +11,7 @@ from tamis_ray.cli import application, main
 from tamis_ray.serve import app
 
 KEY = "c0ffee-" * 5
+SCALED = ["--autoscale", "1:6", "--cpus", "2", "--gpus", "0.25", "--max-requests", "40"]
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +37,32 @@ def test_options_become_serves():
     assert made._deployment_config.graceful_shutdown_timeout_s == 7
     scaled = deployment(build_app(mode="lexical", autoscale=(0, 4)))._deployment_config.autoscaling_config
     assert (scaled.min_replicas, scaled.max_replicas) == (0, 4)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: build_app(mode="lexical", autoscale=(1, 6), cpus=2, gpus=0.25, limits=Limits(requests=40)),
+        lambda: app({"mode": "lexical", "autoscale": "1:6", "cpus": "2", "gpus": "0.25", "requests": "40"}),
+        lambda: application(parser().parse_args([*SCALED, "--mode", "lexical"])),
+    ],
+    ids=["build_app", "config file", "command"],
+)
+def test_serves_controller_is_told_how_to_scale(made):
+    """What it reads is the protocol buffer that `serve.run` sends, and the replicas' resources."""
+    from ray.serve._private.config import DeploymentConfig
+
+    deployed = deployment(made())
+    sent = DeploymentConfig.from_proto_bytes(deployed._deployment_config.to_proto_bytes())
+    scaling = sent.autoscaling_config
+    assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (1, 6, 5.0)
+    assert sent.max_ongoing_requests >= 2 * 40
+    assert sent.max_ongoing_requests > scaling.target_ongoing_requests, "else there would never be more of them"
+    assert deployed._replica_config.resource_dict == {"CPU": 2, "GPU": 0.25}
+    fixed = DeploymentConfig.from_proto_bytes(
+        deployment(build_app(mode="lexical", replicas=3))._deployment_config.to_proto_bytes()
+    )
+    assert (fixed.num_replicas, fixed.autoscaling_config) == (3, None)
 
 
 def test_flat_arguments_are_those_of_config_files_and_command_lines():
@@ -93,3 +120,8 @@ def test_no_option_takes_a_key(capsys):
         main(["--api-key", "sk-1"])  # argparse itself names what it does not know
     assert main(["--api-key-file", KEY]) == 2
     assert KEY not in capsys.readouterr().err
+
+
+def test_help_fits_80_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert max(map(len, parser().format_help().splitlines())) <= 80

@@ -12,6 +12,7 @@ import pytest
 
 import tamis
 from tamis_ray import Limits, build_app
+from tamis_ray.cli import why
 from tamis_ray.serve import NAME
 
 with warnings.catch_warnings():
@@ -88,6 +89,18 @@ def test_what_is_refused_in_a_replica_is_refused_by_serve(served):
         assert answer.json()["error_type"] == "validation"
     bomb = {"x-bomb": "x" * 30_000}
     assert httpx.get(f"{served}/v1/models", headers=bomb, trust_env=False, timeout=30).status_code in (400, 431)
+
+
+def test_why_no_replica_starts_is_told(served):
+    """As `tamis-serve` tells it; Serve itself says that the deployment failed, and shows a traceback."""
+    bad = build_app(mode="lexical", dim=8, cpus=0.1)  # what only a replica finds out
+    once = bad._bound_deployment.options(max_constructor_retry_count=1)
+    with pytest.raises(RuntimeError) as failed:
+        serve.run(once.bind(), name="bad", route_prefix="/bad", logging_config=QUIET)
+    assert "dim=" not in str(failed.value)
+    assert why("bad") == "dim= means nothing in lexical mode; leave it out."
+    serve.delete("bad")
+    assert why("bad") == ""
 
 
 async def test_overload_is_a_429_at_once_and_what_was_let_in_is_answered(served):

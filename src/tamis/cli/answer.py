@@ -21,7 +21,7 @@ SMALL = (
     "Name a larger one with --model."
 )
 CALL = ("top_k", "min_score", "answer_anyway", "task", "max_new_tokens")
-OPTIONS = ("adapter", "style", "dtype", "device", "max_length")
+OPTIONS = ("adapter", "style", "dtype", "device", "max_length", "server", "server_model")
 
 
 def add_command(commands: Any) -> None:
@@ -59,6 +59,13 @@ def add_command(commands: Any) -> None:
     add("--dtype", choices=DTYPES, default="auto", help="default: auto")
     add("--device", metavar="D", help="cpu, cuda:0, ... (default: the first GPU, else cpu)")
     add("--max-length", type=int, metavar="N", help="tokens of a prompt and its answer together")
+    add(
+        "--server",
+        metavar="URL",
+        help="vLLM, SGLang, llama.cpp or another server with /v1/completions runs the model; its tokenizer alone is "
+        "read here. The key comes from the environment, TAMIS_API_KEY",
+    )
+    add("--server-model", metavar="M", help="the model's name there (default: the only one)")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -73,6 +80,10 @@ def run(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise InvalidInput(f"--{name.replace('_', '-')} is {value}; pass at least 1.")
+    if arguments.server is not None and arguments.model is None:
+        raise InvalidInput("--server needs --model, the checkpoint that it runs: its tokenizer is read here.")
+    if arguments.server is None and arguments.server_model is not None:
+        raise InvalidInput("--server-model is what --server calls the model; pass --server, too.")
     passages = [passage for file in arguments.files for passage in passages_of(file, arguments.by)]
     if not passages:
         raise InvalidInput(f"There is no passage to read: nothing but blank lines in {', '.join(arguments.files)}.")

@@ -10,7 +10,7 @@ from tamis.extras import need
 
 SHELLS = {
     "bash": "tamis completion bash > ~/.local/share/bash-completion/completions/tamis",
-    "zsh": "tamis completion zsh > ~/.zfunc/_tamis    (a folder in $fpath, before compinit)",
+    "zsh": "tamis completion zsh > ~/.zfunc/_tamis   (a folder in $fpath, before compinit)",
     "fish": "tamis completion fish > ~/.config/fish/completions/tamis.fish",
 }
 

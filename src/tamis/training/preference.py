@@ -72,21 +72,10 @@ def examples(recipe: Recipe, options: Options, progress: bool | None = None) -> 
         InvalidData: Bad rows, all of them.
         InvalidInput: No question of a folder has an answer.
     """
-    from tamis.errors import InvalidData
-    from tamis.evaluation.collection import read_collection
     from tamis.rankrag.loading import load_rankrag
-    from tamis.training.rows import read_jsonl
+    from tamis.training.examples import read_sources
 
-    problems: list[str] = []
-    sources: list[tuple[str, Collection | list[Example]]] = []
-    for name in recipe.data.train:
-        path = Path(name).expanduser()
-        try:
-            sources.append((path.name, read_jsonl(path) if path.suffix == ".jsonl" else read_collection(path, "train")))
-        except InvalidData as error:
-            problems += error.problems
-    if problems:
-        raise InvalidData(problems)
+    sources = read_sources(recipe.data.train)
     rng = np.random.default_rng(recipe.seed)
     made: list[Example] = []
     teacher = None if options.teacher == EMBEDDED else options.teacher

@@ -41,7 +41,7 @@ def routes(service: Service, limits: Limits, metrics: Metrics) -> APIRouter:
             "version": f"tamis {tamis.__version__}",
         }
 
-    plain = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+    plain: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 
     @router.get("/metrics", response_class=Response, responses=plain)
     async def prometheus() -> Response:

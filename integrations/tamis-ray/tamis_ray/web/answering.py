@@ -5,7 +5,7 @@
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from fastapi import APIRouter
@@ -28,7 +28,10 @@ STREAM = "text/event-stream"
 def routes(service: Service, limits: Limits, bodies: Shapes) -> APIRouter:
     """The route over a RankRAG model."""
     router = APIRouter(tags=["rankrag"], route_class=BoundedRoute)
-    AnswerRequest = bodies.answer  # noqa: N806
+    if TYPE_CHECKING:  # a type checker cannot know what is made while the program runs
+        from typing import Any as AnswerRequest
+    else:
+        AnswerRequest = bodies.answer  # noqa: N806
     rag = service.rag
     assert rag is not None  # noqa: S101 - the app asks for this route only where there is one
 

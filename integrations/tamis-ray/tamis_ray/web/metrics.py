@@ -27,7 +27,7 @@ class Metrics:
     def __init__(self, stats: Callable[[], Mapping[str, Any]]) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_Engine(stats))
-        made = {"registry": self._registry, "namespace": "tamis_serve"}
+        made: dict[str, Any] = {"registry": self._registry, "namespace": "tamis_serve"}
         self._answers = Counter("answers", "Answers, by path and status.", ["path", "status"], **made)
         self._seconds = Histogram("seconds", "From a request's head to the end of its answer.", ["path"],
                                   buckets=SECONDS, **made)  # fmt: skip

@@ -3,6 +3,7 @@
 # Annotations are values here: FastAPI reads them, and the bodies are made for a server's limits.
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from fastapi import APIRouter
@@ -45,7 +46,12 @@ def named(service: Service, model: str | None) -> str:
 def routes(service: Service, limits: Limits, bodies: Shapes) -> APIRouter:
     """The routes over a model."""
     router = APIRouter(tags=["rerank"], route_class=BoundedRoute)
-    RerankRequest, TeiRequest, NimRequest = bodies.rerank, bodies.tei, bodies.nim  # noqa: N806
+    if TYPE_CHECKING:  # a type checker cannot know what is made while the program runs
+        from typing import Any as NimRequest
+        from typing import Any as RerankRequest
+        from typing import Any as TeiRequest
+    else:
+        RerankRequest, TeiRequest, NimRequest = bodies.rerank, bodies.tei, bodies.nim  # noqa: N806
 
     async def ranked(query: str, texts: Sequence[str], top_n: int | None = None, *, cut: bool = True) -> Ranking:
         return await service.rank(query, texts, top_n=top_n, timeout=limits.timeout, cut=cut)
