@@ -227,7 +227,8 @@ def test_what_follows_the_passages_is_never_cut(folder):
         asked = rag._asked(QUESTION, [tiny.text(40, seed) for seed in range(9)], {"top_k": 9, "max_new_tokens": 20})
         ranking = rag.rank(QUESTION, asked.passages)
         for count in range(1, 10):
-            ids, contexts, _ = rag._prompt(asked, list(ranking[:count]))
+            prompt = rag._prompt(asked, list(ranking[:count]))
+            ids, contexts = prompt.ids, prompt.contexts
             seen.append(len(contexts))
             assert len(ids) <= 400
             end = prompts.replying(QUESTION, "short", ())

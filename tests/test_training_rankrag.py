@@ -258,7 +258,7 @@ def test_what_is_trained_is_what_is_asked(rag, encoder):
     question = rag._asked(SAMPLES[1].question, SAMPLES[1].passages, {})
     ranking = rag.rank(SAMPLES[1].question, SAMPLES[1].passages)
     best = sorted(ranking, key=lambda hit: hit.index)
-    assert answered == rag._prompt(question, best)[0].tolist()
+    assert answered == rag._prompt(question, best).ids.tolist()
     text = scorer.lease.loaded.tokenizer.decode(alone)
     assert "Passage: With zipfile." in text
     assert "Please give a full and complete answer" in text

@@ -8,10 +8,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any, Self, TypeAlias
 
-import numpy as np
-
 from tamis.errors import InvalidInput
 from tamis.inputs import Cut, check_query, checked
+from tamis.rankrag.answering import AnsweringPrompt, answering_prompt
 from tamis.rankrag.answers import Answer, AnswerUsage, Piece, Timings, says_nothing
 from tamis.rankrag.completing import Completing, checked_stop
 from tamis.rankrag.prompts import Turn, checked_history
@@ -19,7 +18,6 @@ from tamis.rankrag.streams import Show, astreamed, streamed, unspaced
 from tamis.steps import Steps
 from tamis.types import Hit, Passage, Ranking
 
-LEAST_PASSAGE = 16  # tokens; less of a passage is not worth reading
 TOP_K = 5
 
 Given: TypeAlias = Sequence[str | Passage] | Ranking
@@ -248,59 +246,33 @@ class RankRAG(Completing):
             show(Piece("", contexts=()))
             timings = Timings(ranked_at, 0.0, time.perf_counter() - start)
             return Answer("", ranking, (), False, AnswerUsage(ranking_tokens=tokens), timings)
-        ids, contexts, beginning = self._prompt(asked, best)
-        show(Piece("", contexts=contexts))
+        prompt = self._prompt(asked, best)
+        show(Piece("", contexts=prompt.contexts))
         growing, writing, first = yield from self._written(
-            ids,
+            prompt.ids,
             system=len(self._scorer.prompts.system),
-            beginning=beginning,
+            beginning=prompt.beginning,
             limit=asked.max_new_tokens,
             stop=asked.stop,
             show=unspaced(show),
         )
         text = growing.text.strip()
-        usage = AnswerUsage(len(ids), writing.reused, growing.written, tokens)
+        usage = AnswerUsage(len(prompt.ids), writing.reused, growing.written, tokens)
         timings = Timings(ranked_at, first - start, time.perf_counter() - start)
         found = not says_nothing(text, self._scorer.prompts.wording.not_found)
-        return Answer(text, ranking, contexts, found, usage, timings)
+        return Answer(text, ranking, prompt.contexts, found, usage, timings)
 
-    def _prompt(self, asked: _Asked, best: list[Hit]) -> tuple[Any, list[Hit], int]:
-        """The answering prompt's ids, the hits in it, and how long the beginning is that ranking may have left."""
+    def _prompt(self, asked: _Asked, best: list[Hit]) -> AnsweringPrompt:
         prompts = self._scorer.prompts
         end = prompts.replying(asked.question, asked.task, asked.history)
         room = self._scorer.max_length - asked.max_new_tokens - len(prompts.system) - len(end)
-        pieces: list[Any] = []
-        contexts: list[Hit] = []
-        texts: list[str] = []
-        for number, hit in enumerate(best, 1):
-            text = hit.passage.text
-            piece = prompts.numbered([text], number)[0]
-            cut = len(piece) > room
-            if cut:
-                frame = len(piece) - prompts.count(text) + 4  # and what a cut may add
-                if room - frame < LEAST_PASSAGE:
-                    break
-                start = hit.window[0] if hit.window else 0  # where it is best
-                tokens = min(prompts.count(text[start:]), room - frame)
-                stop = start + prompts.span(text[start:], slice(0, tokens))[1]
-                text = text[start:stop]
-                piece = prompts.numbered([text], number)[0][:room]
-                hit = replace(hit, window=(start, stop) if hit.window else None)
-            pieces.append(piece)
-            contexts.append(replace(hit, truncated=cut))
-            texts.append(text)
-            room -= len(piece)
-            if cut:
-                break
-        if not contexts:
+        prompt = answering_prompt(prompts, best, end, room)
+        if prompt is None:
             raise InvalidInput(
                 f"The question and its history leave no room for a passage in the model's {self._scorer.max_length} "
                 "tokens; shorten them, or pass a smaller max_new_tokens=."
             )
-        ranked = prompts.ranked(texts[:1])[0]
-        same = np.array_equal(ranked, pieces[0])  # only where the wording labels passages alike in both prompts
-        beginning = len(prompts.system) + len(pieces[0]) if same else 0
-        return np.concatenate([prompts.system, *pieces, end]), contexts, beginning
+        return prompt
 
 
 def _above(ranking: Ranking, least: float | None) -> Ranking:

@@ -6,6 +6,7 @@ with one model.
 
 from llama_index.postprocessor.tamis.base import TamisRerank
 from llama_index.postprocessor.tamis.llm import RankRAGLLM
-from llama_index.postprocessor.tamis.synthesizer import RankRAGSynthesizer, rankrag_query_engine
+from llama_index.postprocessor.tamis.query_engine import rankrag_query_engine
+from llama_index.postprocessor.tamis.synthesizer import RankRAGSynthesizer
 
 __all__ = ["RankRAGLLM", "RankRAGSynthesizer", "TamisRerank", "rankrag_query_engine"]

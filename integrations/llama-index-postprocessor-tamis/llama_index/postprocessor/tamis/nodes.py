@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from llama_index.core.bridge.pydantic import PrivateAttr
-from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
-from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
-from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 
 import tamis
 
-dispatcher = get_dispatcher(__name__)
 logger = logging.getLogger(__name__)
 
 RETRIEVAL_SCORE = "retrieval_score"
@@ -101,31 +95,6 @@ def ranked_before(
             return None
         hits.append(replace(mark[1], index=index))
     return tamis.Ranking(sorted(hits, key=lambda hit: -hit.logit), model)
-
-
-@contextmanager
-def reported(
-    callbacks: CallbackManager, model: str, nodes: list[NodeWithScore], query: QueryBundle, top_n: int | None
-) -> Iterator[list[NodeWithScore]]:
-    """Sends both kinds of events around a ranking; what is put into the list that it yields is the outcome.
-
-    They are sent from the caller's thread: a worker of the engine knows nothing of the caller's span.
-    """
-    ranked: list[NodeWithScore] = []
-    limit = len(nodes) if top_n is None else top_n  # the event takes an int only
-    payload: dict[str, Any] = {
-        EventPayload.NODES: nodes,
-        EventPayload.MODEL_NAME: model,
-        EventPayload.QUERY_STR: query.query_str,
-        EventPayload.TOP_K: limit,
-    }
-    with callbacks.event(CBEventType.RERANKING, payload=payload) as event:
-        dispatcher.event(ReRankStartEvent(query=query, nodes=nodes, top_n=limit, model_name=model))
-        try:
-            yield ranked
-        finally:
-            dispatcher.event(ReRankEndEvent(nodes=ranked))
-        event.on_end(payload={EventPayload.NODES: ranked})
 
 
 def _with_retrieval_score(node: NodeWithScore) -> NodeWithScore:

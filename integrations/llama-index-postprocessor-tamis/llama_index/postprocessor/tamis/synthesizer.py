@@ -1,35 +1,28 @@
-"""`RankRAGSynthesizer`: one model ranks the retrieved nodes and answers from the best; and a query engine with it."""
+"""`RankRAGSynthesizer`: one model ranks the retrieved nodes and answers from the best."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import aclosing, closing, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.base.response.schema import RESPONSE_TYPE, AsyncStreamingResponse, Response, StreamingResponse
-from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
+from llama_index.core.callbacks import CallbackManager
 from llama_index.core.indices.prompt_helper import ChatPromptHelper, PromptHelper
-from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
-from llama_index.core.instrumentation.events.synthesis import SynthesizeEndEvent, SynthesizeStartEvent
-from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.prompts.mixin import PromptDictType
-from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.response_synthesizers import BaseSynthesizer
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle, QueryType, TextNode
 
 import tamis
+from llama_index.postprocessor.tamis.events import reported, synthesis_reported
 from llama_index.postprocessor.tamis.llm import RankRAGLLM, turns_of
-from llama_index.postprocessor.tamis.nodes import checked, ranked_before, reported, rescored, texts_of
+from llama_index.postprocessor.tamis.nodes import checked, ranked_before, rescored, texts_of
+from llama_index.postprocessor.tamis.streams import Finish, astreamed_text, streamed_text
 from tamis.inputs import Cut, check_timeout
 
 if TYPE_CHECKING:
-    from tamis.rankrag.answers import Piece
     from tamis.rankrag.rag import RankRAG
-
-dispatcher = get_dispatcher(__name__)
 
 
 class RankRAGSynthesizer(BaseSynthesizer):
@@ -139,12 +132,12 @@ class RankRAGSynthesizer(BaseSynthesizer):
         asked = self._asked(query, nodes, additional_source_nodes, **response_kwargs)
         if not nodes:
             return super().synthesize(asked.query, nodes)
-        with self._reported(asked) as out:
+        with synthesis_reported(self._callback_manager, asked.query) as out:
             rag, ranking = self._ranked(asked)
             if self._streaming:
                 pieces = rag.stream(asked.question, ranking, history=asked.history, **self._options)
                 about = self._about(asked, rag, ranking, next(pieces).contexts or ())
-                text = self._text(pieces, ranking, about["metadata"])
+                text = streamed_text(pieces, self._finish(about["metadata"], ranking))
                 return out(StreamingResponse(text, **about))
             answer = rag.answer(asked.question, ranking, history=asked.history, **self._options)
             about = self._about(asked, rag, ranking, answer.contexts)
@@ -162,12 +155,12 @@ class RankRAGSynthesizer(BaseSynthesizer):
         asked = self._asked(query, nodes, additional_source_nodes, **response_kwargs)
         if not nodes:
             return await super().asynthesize(asked.query, nodes)
-        with self._reported(asked) as out:
+        with synthesis_reported(self._callback_manager, asked.query) as out:
             rag, ranking = await self._aranked(asked)
             if self._streaming:
                 pieces = rag.astream(asked.question, ranking, history=asked.history, **self._options)
                 about = self._about(asked, rag, ranking, (await anext(pieces)).contexts or ())
-                text = self._atext(pieces, ranking, about["metadata"])
+                text = astreamed_text(pieces, self._finish(about["metadata"], ranking))
                 return out(AsyncStreamingResponse(text, **about))
             answer = await rag.aanswer(asked.question, ranking, history=asked.history, **self._options)
             about = self._about(asked, rag, ranking, answer.contexts)
@@ -250,69 +243,14 @@ class RankRAGSynthesizer(BaseSynthesizer):
         }
         return {"source_nodes": sources, "metadata": metadata}
 
-    def _text(
-        self, pieces: Iterator[Piece], ranking: tamis.Ranking, metadata: dict[str, Any]
-    ) -> Generator[str, None, None]:
-        with closing(pieces):  # type: ignore[type-var]
-            for piece in pieces:
-                yield from self._told(piece, ranking, metadata)
+    def _finish(self, metadata: dict[str, Any], ranking: tamis.Ranking) -> Finish:
+        """What is done when a streamed text has ended."""
 
-    async def _atext(
-        self, pieces: AsyncGenerator[Piece], ranking: tamis.Ranking, metadata: dict[str, Any]
-    ) -> AsyncGenerator[str, None]:
-        async with aclosing(pieces):
-            async for piece in pieces:
-                for text in self._told(piece, ranking, metadata):
-                    yield text
+        def finish(answer: tamis.Answer) -> str:
+            metadata.update(_outcome(answer, ranking))
+            return "" if answer.text else self._empty_response
 
-    def _told(self, piece: Piece, ranking: tamis.Ranking, metadata: dict[str, Any]) -> list[str]:
-        if piece.answer is None:
-            return [str(piece)] if piece else []
-        metadata.update(_outcome(piece.answer, ranking))
-        return [] if piece.answer.text else [self._empty_response]
-
-    @contextmanager
-    def _reported(self, asked: _Asked) -> Iterator[Callable[[RESPONSE_TYPE], RESPONSE_TYPE]]:
-        """Sends both kinds of events around a synthesis; what it yields takes the response, and gives it back."""
-        dispatcher.event(SynthesizeStartEvent(query=asked.query))
-        responses: list[RESPONSE_TYPE] = []
-
-        def out(response: RESPONSE_TYPE) -> RESPONSE_TYPE:
-            responses.append(response)
-            return response
-
-        payload: dict[str, Any] = {EventPayload.QUERY_STR: asked.question}
-        with self._callback_manager.event(CBEventType.SYNTHESIZE, payload=payload) as event:
-            yield out
-            event.on_end(payload={EventPayload.RESPONSE: responses[0]})
-        dispatcher.event(SynthesizeEndEvent(query=asked.query, response=responses[0]))
-
-
-def rankrag_query_engine(
-    retriever: BaseRetriever,
-    rag: RankRAG | None = None,
-    *,
-    top_k: int = 5,
-    streaming: bool = False,
-    node_postprocessors: list[BaseNodePostprocessor] | None = None,
-    callback_manager: CallbackManager | None = None,
-    **options: Any,
-) -> RetrieverQueryEngine:
-    """A query engine whose nodes are ranked by the model that answers from them.
-
-    Args:
-        retriever: Have it retrieve more than `top_k`.
-        rag: What `tamis.load_rankrag` returned; or pass what it takes, such as `model=`.
-        top_k: As in `RankRAGSynthesizer`, and so are `streaming` and the options.
-        streaming: See there.
-        node_postprocessors: Between retriever and ranking.
-        callback_manager: LlamaIndex's.
-        options: See `RankRAGSynthesizer`.
-    """
-    synthesizer = RankRAGSynthesizer(
-        rag, top_k=top_k, streaming=streaming, callback_manager=callback_manager, **options
-    )
-    return RetrieverQueryEngine(retriever, synthesizer, node_postprocessors, callback_manager)
+        return finish
 
 
 @dataclass(frozen=True, slots=True)
