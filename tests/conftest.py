@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 import tamis
@@ -14,7 +15,8 @@ from tamis.rankrag.rag import RankRAG
 
 collect_ignore = ["golden/make.py"]  # a script for an environment of its own
 
-collect_ignore = ["golden/make.py"]  # a script for an environment of its own
+hypothesis.settings.register_profile("tamis", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("tamis")
 
 
 @pytest.fixture(scope="session")

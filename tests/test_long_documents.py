@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import tamis
 import tiny
-from tamis.long_documents import OVERLAP, windows
+from tamis.long_documents import OVERLAP, check_policy, pieces, spans_of, windows
 
 QUERY = "how is a zip archive read?"
 NEEDLE = "A zip archive is read with the zipfile module"
@@ -22,11 +22,46 @@ def test_windows_cover_the_text(length, room, full):
     spans = windows(length, room, full=full)
     assert spans[0].start == 0
     assert spans[-1].stop == length
+    assert not full or spans[-1].stop - spans[-1].start == min(length, room)
     assert all(0 <= span.stop - span.start <= room for span in spans)
     for before, after in pairwise(spans):
         assert before.start < after.start <= before.stop
         if (after is not spans[-1] or not full) and room >= 8:
             assert before.stop - after.start == min(OVERLAP, room // 4)
+
+
+def test_the_last_window_is_as_wide_as_the_others_unless_asked():
+    assert windows(9, 4)[1:] == [slice(3, 7), slice(5, 9)]
+    assert windows(9, 4, full=False)[1:] == [slice(3, 7), slice(6, 9)]
+
+
+def test_an_unknown_policy_is_refused_with_those_there_are():
+    with pytest.raises(tamis.InvalidInput, match="'cut'; pass one of 'truncate', 'max_window', 'error'"):
+        check_policy("cut")
+
+
+def test_pieces_of_several_passages():
+    parts, cut = pieces([3, 4, 5, 0], 4, "truncate")
+    assert parts == [(0, slice(0, 3)), (1, slice(0, 4)), (2, slice(0, 4)), (3, slice(0, 0))]
+    assert cut.tolist() == [False, False, True, False]
+    parts, cut = pieces([9, 2, 9], 4, "max_window", full=False)
+    assert parts == [(i, window) for i, length in enumerate([9, 2, 9]) for window in windows(length, 4, full=False)]
+    assert not cut.any()
+    assert pieces([9], 4, "max_window")[0] == [(0, window) for window in windows(9, 4, full=True)]
+
+
+def test_pieces_refuse_what_does_not_fit_by_the_callers_number():
+    assert pieces([4], 4, "error")[0] == [(0, slice(0, 4))]
+    with pytest.raises(tamis.InputTooLong, match=r"^Passage 2 has 5 tokens or more, and 4 fit"):
+        pieces([1, 1, 5], 4, "error")
+    with pytest.raises(tamis.InputTooLong, match=r"^Passage 12 "):
+        pieces([1, 1, 5], 4, "error", 10)
+
+
+def test_spans_are_asked_for_where_there_are_several_parts_only():
+    offsets = {1: np.array([[0, 2], [3, 5], [6, 9]])}
+    parts = [(0, slice(0, 3)), (1, slice(0, 2)), (1, slice(1, 3)), (2, slice(0, 1))]
+    assert spans_of(parts, offsets.__getitem__) == [None, (0, 5), (3, 9), None]
 
 
 def test_truncation_reads_the_beginning_and_says_so(classifier):

@@ -105,6 +105,14 @@ def test_bad_input_is_named(query, passages, said):
         list(reranker.rank_many([("q", ["fine"]), (query, passages)]))
 
 
+@pytest.mark.parametrize("timeout", [0, -1, 0.0, True, "soon", float("nan")])
+def test_bad_timeouts_are_refused(timeout):
+    reranker = Reranker(FakeScorer())
+    for call in (reranker.rank, reranker.score, lambda *given, **options: list(reranker.rank_many([given], **options))):
+        with pytest.raises(tamis.InvalidInput, match=f"timeout is {timeout!r}"):
+            call("q", ["a"], timeout=timeout)
+
+
 @pytest.mark.parametrize(
     "cut",
     [

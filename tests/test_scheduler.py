@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tamis.engine.scheduler import Job, Scheduler, Work
-from tamis.tenants import LEAST
+from tamis.errors import InvalidInput
+from tamis.tenants import LEAST, MOST, Tenant
 
 BUDGET = 100
 COSTS = st.lists(st.integers(1, 60), min_size=1, max_size=30)
@@ -88,8 +90,8 @@ def test_a_huge_job_is_not_starved_by_small_ones(seed):
 @given(st.integers(1, 5), st.integers(1, 5))
 def test_tenants_share_by_weight(first, second):
     queue = scheduler()
-    add(queue, [10] * 20_000, "a", float(first))
-    add(queue, [10] * 20_000, "b", float(second))
+    for tenant, weight in (("a", first), ("b", second)):
+        add(queue, [10] * 3_000, tenant, float(weight))  # more than is taken of both together
     tokens = {"a": 0, "b": 0}
     for _ in range(300):
         for work in queue.take(BUDGET):
@@ -101,6 +103,16 @@ def test_the_least_weight_is_served_and_quickly():
     queue = scheduler()
     add(queue, [60] * 3, "least", LEAST)
     assert [len(queue.take(BUDGET)) for _ in range(3)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("weight", [LEAST / 2, 0, -1, 2 * MOST, float("nan"), True, "2"])
+def test_weights_out_of_range_are_refused(weight):
+    with pytest.raises(InvalidInput, match=f"weight={weight!r}; pass a number from 0.001 to 1000"):
+        Tenant("a", weight)
+
+
+def test_weights_at_the_ends_of_the_range():
+    assert [Tenant("a", weight).weight for weight in (LEAST, 1, MOST)] == [0.001, 1, 1000]
 
 
 def test_a_tenant_that_was_idle_has_saved_nothing():
@@ -141,3 +153,129 @@ def test_shared_work_runs_once_with_whoever_comes_first():
         taken += queue.take(BUDGET)
     assert last not in taken
     assert len(taken) == 1000 - 6 * 10
+
+
+# -- the rules to the token -------------------------------------------------------------------------------------------
+
+
+def named(queue, room, takes):
+    """The jobs whose work is taken, a letter each, in the order in which it is."""
+    return "".join(work.payload[0] for _ in range(takes) for work in queue.take(room))
+
+
+def put(queue, letter, costs, *, job=None, **about):
+    """Work under a letter, for a new job or a given one."""
+    job = job or Job(**about)
+    queue.add(job, [Work((letter, place), cost) for place, cost in enumerate(costs)])
+    return job
+
+
+def test_a_visit_brings_tokens_by_weight_and_what_is_left_is_kept():
+    queue = Scheduler(quantum=16, fresh_tokens=10_000)
+    put(queue, "a", [16] * 4, tenant="a")
+    put(queue, "b", [8] * 8, tenant="b")
+    put(queue, "c", [12] * 10, tenant="c", weight=2.0)
+    # c gains 32: two of 12, and 8 are left; three of the 40 then, and 4 are left; three of 36.
+    assert named(queue, 1, 22) == "abbcc" + "abbccc" + "abbccc" + "abbcc"
+    assert not queue
+
+
+def test_a_visit_goes_on_in_the_next_batch():
+    queue = Scheduler(quantum=40, fresh_tokens=10_000)
+    for letter in "ab":
+        put(queue, letter, [10] * 8, tenant=letter)
+    assert [named(queue, 60, 1) for _ in range(3)] == ["aaaabb", "bbaaaa", "bbbb"]
+
+
+def test_a_tenant_that_ran_dry_starts_anew():
+    queue = Scheduler(quantum=40, fresh_tokens=10_000)
+    put(queue, "a", [10], tenant="a")
+    put(queue, "b", [10] * 9, tenant="b")
+    assert named(queue, 10, 2) == "ab"
+    put(queue, "a", [10] * 9, tenant="a")  # 30 were left of its visit, which is over
+    assert named(queue, 10, 17) == "bbb" + "aaaa" + "bbbb" + "aaaa" + "b" + "a"
+
+
+def test_the_latest_request_says_what_a_tenant_weighs():
+    queue = Scheduler(quantum=10, fresh_tokens=10_000)
+    put(queue, "a", [10] * 4, tenant="a")
+    put(queue, "b", [10] * 4, tenant="b")
+    put(queue, "A", [10] * 2, tenant="a", weight=2.0)
+    assert named(queue, 10, 10) == "aab" + "aab" + "AAb" + "b"
+
+
+def test_a_batch_is_filled_to_the_token():
+    queue = scheduler()
+    put(queue, "a", [60, 40, 30])
+    assert (queue.tokens, queue.count) == (130, 3)
+    assert named(queue, 100, 1) == "aa"
+    assert (queue.tokens, queue.count) == (30, 1)
+    assert named(queue, 29, 1) == "a"  # larger than the room, and alone
+
+
+def test_old_jobs_have_a_quarter_while_fresh_ones_wait():
+    queue = Scheduler(quantum=16, fresh_tokens=20)
+    put(queue, "a", [10] * 20)
+    assert named(queue, 10, 10) == "a" * 10
+    for letter in "bcde":
+        put(queue, letter, [10] * 2)
+    assert named(queue, 10, 14) == "bbc" + "a" + "cdd" + "a" + "ee" + "aaaa"
+
+
+def test_old_jobs_are_paid_for_to_the_token():
+    queue = Scheduler(quantum=16, fresh_tokens=30)
+    put(queue, "a", [10] * 9)
+    assert named(queue, 10, 5) == "aaaaa"  # alone, which owes the others nothing
+    put(queue, "b", [29, 1])
+    assert [named(queue, 10, 1) for _ in range(4)] == ["b", "b", "a", "a"]  # 29 do not pay for 10, 30 do
+
+
+def test_a_job_is_old_when_it_has_had_its_tokens():
+    queue = Scheduler(quantum=16, fresh_tokens=20)
+    put(queue, "a", [10] * 5)
+    put(queue, "b", [10] * 5)
+    # Both are old after two each, a first; the second a comes when three fresh ones have paid for it.
+    assert named(queue, 10, 10) == "aab" + "a" + "b" + "aa" + "bbb"
+
+
+def test_a_job_that_gets_more_stands_in_line_once():
+    queue = Scheduler(quantum=16, fresh_tokens=20)
+    job = put(queue, "a", [10] * 2)
+    put(queue, "a", [10] * 2, job=job)
+    put(queue, "b", [10] * 2)
+    assert named(queue, 10, 6) == "aab" + "a" + "b" + "a"
+
+
+def test_the_tenant_without_a_name_is_one_like_the_others():
+    queue = Scheduler(quantum=10, fresh_tokens=10_000)
+    put(queue, "a", [10] * 2)
+    put(queue, "b", [10] * 2, tenant="b")
+    assert named(queue, 10, 4) == "abab"
+
+
+def test_a_job_that_comes_back_is_as_old_as_it_was():
+    queue = Scheduler(quantum=16, fresh_tokens=20)
+    job = put(queue, "a", [10] * 2)
+    assert named(queue, 10, 2) == "aa"
+    put(queue, "a", [10], job=job)
+    put(queue, "b", [10])
+    assert named(queue, 10, 2) == "ba"
+
+
+def test_a_job_whose_work_is_gone_can_have_more():
+    queue = scheduler()
+    job, works = add(queue, [10, 10])
+    for work in works:
+        queue.drop(work)
+    assert queue.take(BUDGET) == []
+    _, more = add(queue, [10], job=job)
+    assert queue.take(BUDGET) == more
+
+
+def test_no_work_leaves_no_tenant_behind():
+    queue = scheduler()
+    add(queue, [], "empty")
+    add(queue, [10], "busy")
+    assert list(queue._tenants) == ["busy"]
+    assert len(queue.take(BUDGET)) == 1
+    assert not queue._tenants  # a service has one for each of its users

@@ -16,7 +16,7 @@ def sigmoid(logit: float) -> float:
     """
     if logit >= 0:
         return 1.0 / (1.0 + math.exp(-logit))
-    e = math.exp(logit) if logit > -745.0 else 0.0
+    e = math.exp(logit)  # 0.0 far below
     return e / (1.0 + e)
 
 
