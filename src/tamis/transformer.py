@@ -78,9 +78,17 @@ def read_config(checkpoint: Checkpoint, options: LoadOptions) -> Any:
 
 
 def load_model(
-    auto_class: Any, checkpoint: Checkpoint, config: Any, options: LoadOptions, dtype: torch.dtype
+    auto_class: Any,
+    checkpoint: Checkpoint,
+    config: Any,
+    options: LoadOptions,
+    dtype: torch.dtype,
+    *,
+    stock: bool = False,
 ) -> tuple[Any, set[str]]:
     """The model in evaluation mode on the host, and the names of weights that the checkpoint did not have.
+
+    With `stock` it is transformers' own where transformers has one: training needs what that can do besides.
 
     Raises:
         PickledWeights: Its weights are pickles only.
@@ -91,9 +99,9 @@ def load_model(
     architecture = architecture_of(config, options)
     native = native_of(checkpoint)
     renamed = native.renamed if native is not None else {}
-    kind = own_class(config, auto_class, checkpoint)
-    stock = kind is auto_class and architecture is not None and architecture.patch is None
-    attention = {"attn_implementation": registered()} if stock else {}
+    kind = own_class(config, auto_class, checkpoint, stock=stock)
+    patchless = kind is auto_class and architecture is not None and architecture.patch is None
+    attention = {"attn_implementation": registered()} if patchless else {}
     try:
         with quiet():
             model, info = kind.from_pretrained(
@@ -115,14 +123,14 @@ def load_model(
     return model, set(info["missing_keys"])
 
 
-def own_class(config: Any, auto_class: Any, checkpoint: Checkpoint) -> Any:
+def own_class(config: Any, auto_class: Any, checkpoint: Checkpoint, *, stock: bool = False) -> Any:
     """The class of Tamis's own for an architecture that it computes itself; else `auto_class`."""
     classifies = auto_class.__name__.endswith("ForSequenceClassification")
     if config.model_type == "jina_bert":
         from tamis.engine import jina_bert
 
         return jina_bert.JinaBertForSequenceClassification if classifies else jina_bert.JinaBertModel
-    if auto_class.__name__ in ("AutoModel", "AutoModelForSequenceClassification"):
+    if not stock and auto_class.__name__ in ("AutoModel", "AutoModelForSequenceClassification"):
         from tamis.engine import bert
 
         if bert.computes(config, checkpoint.body) and "auto_map" not in checkpoint.config:

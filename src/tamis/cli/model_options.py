@@ -29,7 +29,7 @@ def add_model_options(group: Any) -> None:
     add = group.add_argument
     # A metavar is never broken, and all modes together are wider than a terminal.
     names = ", ".join(MODES)
-    add("--mode", choices=MODES, metavar="M", help=f"how it scores: {names} (default: what the model's files say)")
+    add("--mode", choices=MODES, metavar="MODE", help=f"how it scores: {names} (default: what the model's files say)")
     add("--family", metavar="F", help="a name that `tamis models` shows (default: what the model's files say)")
     add("--dim", type=numbers, metavar="D", help="bi-encoder: leading dimensions, 64; or a funnel, 64,128,384")
     add("--layer", type=numbers, metavar="L", help="layerwise: the layer that scores, 28; or a cascade, 8,28")

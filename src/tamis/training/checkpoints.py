@@ -96,7 +96,9 @@ def _write(found: Checkpoint, config: Any, options: Options, texts: Iterable[str
 
     copy_tokenizer(found, folder)
     loading = LoadOptions(attention="padded", head="new")
-    model, missing = transformer.load_model(AutoModelForSequenceClassification, found, config, loading, torch.float32)
+    model, missing = transformer.load_model(
+        AutoModelForSequenceClassification, found, config, loading, torch.float32, stock=True
+    )
     transformer.check_missing(model, missing, found, loading)
     if options.vocabulary is not None:
         trim(model, folder / "tokenizer.json", texts, options.vocabulary)
