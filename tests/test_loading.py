@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -60,6 +61,29 @@ print(seconds, sorted(heavy))
     ]
     assert min(float(run.split()[0]) for run in runs) < 0.3  # the issue's own bound
     assert all(run.split(" ", 1)[1].strip() == "[]" for run in runs)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="there is no list of native threads")
+def test_loading_leaves_the_caller_without_a_team_of_threads(classifier):
+    """A team that nobody needs would slow the engine's own; the caller's begins with its own first computation."""
+    code = f"""
+import os, time, tamis
+with tamis.load({str(classifier("bert"))!r}, device="cpu") as reranker:
+    reranker.rank("red planet", ["Mars is red.", "Venus is white."])
+    import torch
+    time.sleep(0.5)  # a thread's team ends a little after it
+    before = len(os.listdir("/proc/self/task"))
+    torch.ones(4_000_000).add_(1)
+    print(len(os.listdir("/proc/self/task")) - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+    )
+    assert done.stdout.strip() == "1"  # there is none until now
 
 
 def test_dtype_auto_follows_the_machine(classifier):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 from tamis.cache import ByteLRU
@@ -76,7 +78,7 @@ class Lease:
     def __init__(
         self, key: Hashable, make: Callable[[], Loaded], *, weight: float | None = None, wait: bool = False
     ) -> None:
-        self.loaded = _CHECKPOINTS.take(key, make)
+        self.loaded = _CHECKPOINTS.take(key, partial(_apart, make))
         self._key = key
         self._own = None if weight is None else Tenant(f"reranker {id(self)}", weight)
         self._wait = wait
@@ -101,6 +103,20 @@ class Lease:
         """Gives the share back; the last one frees the model."""
         if self._dropped.detach():
             _CHECKPOINTS.give_back(self._key)
+
+
+def _apart(make: Callable[[], Loaded]) -> Loaded:
+    """What `make` gives, called on a thread that ends with it.
+
+    OpenMP gives each thread that computes a team of its own, and once all teams together are larger than the machine,
+    no worker waits awake any more: every step of the engine's passes then costs a wake-up, which is a sixth of the time
+    of twenty short passages. A thread that has ended has no team; loading would leave one in the caller's.
+    """
+    thread = ThreadPoolExecutor(1, thread_name_prefix="tamis-load")
+    try:
+        return thread.submit(copy_context().run, make).result()
+    finally:
+        thread.shutdown(wait=False)
 
 
 class Session:
