@@ -210,14 +210,15 @@ async def test_waiting_never_holds_the_loop():
 
     beating = asyncio.create_task(heartbeat())
 
-    def open_all():
-        for gate in scorer.gates:
-            gate.set_result(None)
-
-    threading.Timer(0.5, open_all).start()
-    rankings = await asyncio.gather(*(reranker.arank("q", ["a", "bb"]) for _ in range(50)))
+    ranked = asyncio.gather(*(reranker.arank("q", ["a", "bb"]) for _ in range(50)))
+    while len(scorer.gates) < 50:  # opened earlier, those that come late would wait for ever
+        await asyncio.sleep(0.005)
+    await asyncio.sleep(0.5)
+    assert not ranked.done()
+    for gate in scorer.gates:
+        gate.set_result(None)
+    assert all(ranking[0].index == 1 for ranking in await ranked)
     beating.cancel()
-    assert all(ranking[0].index == 1 for ranking in rankings)
     assert worst < 0.2
 
 
