@@ -157,6 +157,21 @@ def test_a_withdrawn_request_is_not_run():
     engine.close()
 
 
+def test_an_idle_engine_keeps_nothing_of_a_withdrawn_request():
+    runner = FakeRunner()
+    engine = Engine([runner], batch_tokens=8)
+    runner.go.clear()
+    held = engine.submit([sequence(5)])
+    assert runner.started.wait(5)
+    gone = sequence(7)
+    engine.submit([gone]).cancel()
+    runner.go.set()
+    held.result(5)
+    gc.collect()
+    assert not gc.get_referrers(gone)  # a running frame is not one
+    engine.close()
+
+
 def test_close_rejects_whoever_waits():
     runner = FakeRunner()
     engine = Engine([runner], batch_tokens=10)

@@ -272,6 +272,22 @@ def test_a_job_whose_work_is_gone_can_have_more():
     assert queue.take(BUDGET) == more
 
 
+@pytest.mark.parametrize("served", [0, 3 * BUDGET])
+def test_nothing_of_dropped_work_stays_in_an_idle_queue(served):
+    queue = scheduler()
+    job, (work,) = add(queue, [10], "a", job=Job("a", served=served))
+    _, (other,) = add(queue, [10], "b")
+    queue.share(job, other)
+    queue.drop(work)
+    assert list(queue._tenants) == ["a", "b"]
+    queue.drop(other)
+    assert not queue._tenants
+    assert not job.todo
+    add(queue, [10], "c")
+    _, more = add(queue, [30], job=job)
+    assert [work.cost for work in queue.take(BUDGET)] == [10, 30]
+
+
 def test_no_work_leaves_no_tenant_behind():
     queue = scheduler()
     add(queue, [], "empty")

@@ -113,10 +113,9 @@ class Scheduler(Generic[T]):
 
     def drop(self, work: Work[T]) -> None:
         """Forgets work that nobody wants any more."""
-        if work.waiting:
-            work.waiting = False
-            self.tokens -= work.cost
-            self.count -= 1
+        self._leave(work)
+        if not self.count:  # nothing is taken next, which would find what was dropped in the lines and let it go
+            self._empty()
 
     def take(self, room: int) -> list[Work[T]]:
         """The work that runs next, at most `room` tokens of it; one that is larger is taken alone.
@@ -147,6 +146,20 @@ class Scheduler(Generic[T]):
                 self._tenants.move_to_end(name)
         return taken
 
+    def _leave(self, work: Work[T]) -> None:
+        if work.waiting:
+            work.waiting = False
+            self.tokens -= work.cost
+            self.count -= 1
+
+    def _empty(self) -> None:
+        for tenant in self._tenants.values():
+            for job in (*tenant.fresh, *tenant.old):
+                job.in_line = False
+                job.todo.clear()
+        self._tenants.clear()
+        self._visited = None
+
     def _queue(self, job: Job[T], works: list[Work[T]]) -> None:
         if not works:
             return
@@ -159,7 +172,7 @@ class Scheduler(Generic[T]):
 
     def _serve(self, tenant: _Tenant[T], job: Job[T], work: Work[T]) -> None:
         job.todo.popleft()
-        self.drop(work)
+        self._leave(work)
         tenant.credit -= work.cost
         was_fresh = job.served < self._fresh_tokens
         tenant.owed = tenant.owed + work.cost if was_fresh else max(0, tenant.owed - OLD_SHARE * work.cost)
