@@ -22,7 +22,8 @@ from tamis.checkpoint import Checkpoint
 from tamis.engine.architectures import ARCHITECTURES
 from tamis.engine.attention import registered
 from tamis.engine.compression import Compressing, Compression, compressed, group_sizes, pooled
-from tamis.engine.packing import Layout, segments_of
+from tamis.engine.packing import Layout
+from tamis.engine.segments import segments_of
 from tamis.engine.sequences import Tokens
 from tamis.families import resolve
 from tamis.families.wordings import BGE, BGE_LIGHTWEIGHT

@@ -95,7 +95,7 @@ def steps(lease, *sizes, gate=None, begun=None):
 
 def idle(engine):
     """Whether nothing waits, in the queue or before it."""
-    return engine.stats()["queued_tokens"] == 0 and not engine._admission._line and not engine._pending
+    return engine.stats()["queued_tokens"] == 0 and not engine._queue._admission._line and not engine._queue._pending
 
 
 def test_of_many_at_one_instant_as_many_come_in_as_there_is_room_for(engine, runner, lease, busy):
@@ -176,7 +176,7 @@ def test_nobody_overtakes_the_line(engine, runner, lease, busy):
     def ask(size):
         future = Request(steps(lease, size)).start()
         future.add_done_callback(lambda _: order.append(size))
-        until(lambda: engine.stats()["queued_tokens"] == 900 and len(engine._admission._line) == len(futures))
+        until(lambda: engine.stats()["queued_tokens"] == 900 and len(engine._queue._admission._line) == len(futures))
         futures.append(future)
 
     futures = []
@@ -205,15 +205,15 @@ def test_whoever_goes_away_leaves_his_place(engine, runner, lease, busy, ending)
     else:
         goes = Request(steps(lease, 500))
         future = goes.start()
-        until(lambda: len(engine._admission._line) == 1)
+        until(lambda: len(engine._queue._admission._line) == 1)
         next_one = Request(steps(lease, 300)).start()
-        until(lambda: len(engine._admission._line) == 2)
+        until(lambda: len(engine._queue._admission._line) == 2)
         if ending == "cancelled":
             assert future.cancel()
         else:
             goes.fail(tamis.DeadlineExceeded("too late"))
         until(lambda: engine.stats()["queued_tokens"] == 900)
-        assert not engine._admission._line
+        assert not engine._queue._admission._line
     runner.go.set()
     assert stays.result(20) == [600]
     if ending != "failed":
@@ -240,23 +240,23 @@ def test_a_request_without_sequences_takes_no_place(engine, lease, busy):
 @pytest.mark.parametrize("ending", ["close", "death"])
 def test_the_end_of_an_engine_reaches_the_line(engine, runner, lease, busy, ending):
     asked = [Request(steps(lease, 700)).start() for _ in range(5)]
-    until(lambda: len(engine._admission._line) == 4)
+    until(lambda: len(engine._queue._admission._line) == 4)
     if ending == "close":
         threading.Timer(0.05, runner.go.set).start()  # close waits for the batch that runs
         engine.close()
     else:
         device = engine._devices[0]
-        engine.died(device, SystemExit("the thread"), [])
+        engine._queue.died(device, SystemExit("the thread"), [])
         runner.go.set()
     error = {"close": tamis.Closed, "death": tamis.DeviceLost}[ending]
     assert [type(future.exception(20)) for future in asked] == [error] * 5
-    assert not engine._admission._line
+    assert not engine._queue._admission._line
 
 
 def let_in(engine):
     """How many requests of ten passages wait in the queue."""
-    with engine._wake:
-        jobs = Counter(id(work.payload.job) for work in engine._pending.values())
+    with engine._queue._wake:
+        jobs = Counter(id(work.payload.job) for work in engine._queue._pending.values())
     return sum(count >= 10 for count in jobs.values())
 
 

@@ -17,7 +17,7 @@ import tamis
 import tiny
 import tiny_lm
 from rankrag_reference import PASSAGES, QUESTION, save_speaker
-from tamis.engine.language_model import Writing
+from tamis.engine.texts import Writing
 from tamis.rankrag.answers import Growing, Piece
 
 PAIR = ["Faust is a tragic play.", "Goethe wrote it."]
@@ -65,7 +65,7 @@ def idle(rag, seconds=10.0):
     end = time.monotonic() + seconds
     engine = rag._scorer.lease.loaded.engine
     while time.monotonic() < end:
-        if not engine._pending and not rag.stats()["queued_sequences"]:
+        if not engine._queue._pending and not rag.stats()["queued_sequences"]:
             return True
         time.sleep(0.01)
     return False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import threading
 import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 

@@ -284,7 +284,7 @@ def test_nothing_of_dropped_work_stays_in_an_idle_queue(served):
     assert not queue._tenants
     assert not job.todo
     add(queue, [10], "c")
-    _, more = add(queue, [30], job=job)
+    add(queue, [30], job=job)
     assert [work.cost for work in queue.take(BUDGET)] == [10, 30]
 
 

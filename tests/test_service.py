@@ -110,7 +110,7 @@ def test_nothing_is_kept_of_a_request_that_ended(classifier):
         gc.collect()
         known = set(map(id, others))
         assert not [thing for thing in gc.get_objects() if type(thing) is Tokens and id(thing) not in known]
-        assert not reranker._scorer._lease.loaded.engine._pending
+        assert not reranker._scorer._lease.loaded.engine._queue._pending
 
 
 # -- fairness ----------------------------------------------------------------------------------------------------------
@@ -222,6 +222,20 @@ def test_a_full_queue_refuses_or_waits(classifier):
             assert len(first.result(60)) == 100
             assert [len(future.result(60)) for future in waiting] == [1, 1]
         assert strict.stats()["refused"] == 2
+
+
+def test_many_requests_wait_for_one_another_and_not_for_others(classifier):
+    requests = [(QUERY, [f"archive {i} {part}" for part in range(10)]) for i in range(40)]
+    with tamis.load(classifier("bert"), dtype="float32", batch_tokens=100, queue_tokens=500) as reranker:
+        slow(reranker)
+        expected = [reranker.rank(*request).texts() for request in requests]
+        assert [ranking.texts() for ranking in reranker.rank_many(iter(requests))] == expected
+        assert reranker.stats()["refused"] == 0
+        busy = reranker.rank_many(requests)
+        next(busy)
+        with pytest.raises(tamis.Overloaded):  # no request of its own is under way
+            list(reranker.rank_many(requests))
+        assert [ranking.texts() for ranking in busy] == expected[1:]
 
 
 def test_deadlines(classifier):
@@ -372,7 +386,7 @@ def test_ten_thousand_requests_cancelled_at_random():
     assert len(futures) == 10_000
     engine.close()
     assert engine.stats()["queued_tokens"] == 0
-    assert not engine._pending
+    assert not engine._queue._pending
 
 
 def test_close_under_load(classifier):

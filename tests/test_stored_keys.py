@@ -8,7 +8,8 @@ import torch
 
 from tamis.engine import attention
 from tamis.engine.keyvalues import KeyValues
-from tamis.engine.packing import Layout, Segment
+from tamis.engine.packing import Layout
+from tamis.engine.segments import Segment
 from tamis.engine.sequences import Tokens, cut
 
 HEADS, GROUPS, SIZE = 4, 2, 8

@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
-from typing import Any, Generic, Self, TypeVar
-from weakref import WeakSet
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from tamis import telemetry
 from tamis.budget import DEFAULT_ENCODING, TokenCounter, Tokenizer, fit, token_counter
-from tamis.engine.counters import quantiles
-from tamis.errors import Closed, InvalidInput, InvalidScore
+from tamis.calls import Call, Calls
+from tamis.errors import InvalidInput, InvalidScore
 from tamis.inputs import Cut, check_timeout, checked
 from tamis.scorers.base import Scorer, Scores
 from tamis.scores import order
-from tamis.steps import Request, Steps, late
+from tamis.steps import Steps, late, patience
 from tamis.types import Hit, Passage, Ranking, Usage
 
 T = TypeVar("T")
 
 IN_FLIGHT = 32  # requests that rank_many keeps under way, so that small ones share batches
-
-
-@dataclass(frozen=True, slots=True)
-class _Call(Generic[T]):
-    operation: str
-    passages: int
-    steps: Steps[T]
 
 
 class Reranker:
@@ -49,11 +38,7 @@ class Reranker:
 
     def __init__(self, scorer: Scorer) -> None:
         self._scorer = scorer
-        self._requests: WeakSet[Request[Any]] = WeakSet()
-        self._lock = threading.Lock()
-        self._closed = False
-        self._latencies: deque[float] = deque(maxlen=1024)  # seconds, of the newest requests
-        self._count = 0
+        self._calls = Calls(scorer.model, scorer.mode)
 
     @property
     def model(self) -> str:
@@ -88,7 +73,7 @@ class Reranker:
                 tokenizer, or tiktoken's cl100k_base in modes without one.
             timeout: Seconds after which `DeadlineExceeded` is raised and what has not run is withdrawn.
         """
-        return self._run(self._ranking(query, passages, Cut(top_n, min_score, max_tokens, tokenizer)), timeout)
+        return self._calls.run(self._ranking(query, passages, Cut(top_n, min_score, max_tokens, tokenizer)), timeout)
 
     async def arank(
         self,
@@ -102,7 +87,9 @@ class Reranker:
         timeout: float | None = None,
     ) -> Ranking:
         """As `rank`, from any event loop, without blocking it. Cancelling withdraws what has not run yet."""
-        return await self._await(self._ranking(query, passages, Cut(top_n, min_score, max_tokens, tokenizer)), timeout)
+        return await self._calls.arun(
+            self._ranking(query, passages, Cut(top_n, min_score, max_tokens, tokenizer)), timeout
+        )
 
     def rank_many(
         self,
@@ -118,6 +105,7 @@ class Reranker:
         """One ranking for each (query, passages), in their order, as they are done.
 
         Requests are read ahead, so that small ones share batches; a generator of requests is never exhausted early.
+        They wait for room in the queue while others of theirs are under way; only the first of them can be refused.
 
         Args:
             requests: Pairs of a query and its passages.
@@ -148,7 +136,8 @@ class Reranker:
                     call = self._ranking(*_pair(request), cut)
                 except InvalidInput as error:
                     raise InvalidInput(f"Request {index}: {error}") from error
-                running.append((self._start(call, timeout), time.monotonic()))
+                with patience(bool(running)):  # it is not refused because of those before it
+                    running.append((self._calls.start(call, timeout), time.monotonic()))
                 if len(running) >= IN_FLIGHT:
                     yield finished()
             while running:
@@ -160,17 +149,17 @@ class Reranker:
 
     def logits(self, query: str, passages: Sequence[str | Passage], *, timeout: float | None = None) -> list[float]:
         """The model's raw values, in the order of the passages."""
-        return self._run(self._logits(query, passages), timeout)
+        return self._calls.run(self._logits(query, passages), timeout)
 
     def score(self, query: str, passages: Sequence[str | Passage], *, timeout: float | None = None) -> list[float]:
         """Scores in [0, 1], in the order of the passages."""
-        return self._run(self._scores(query, passages), timeout)
+        return self._calls.run(self._scores(query, passages), timeout)
 
     async def ascore(
         self, query: str, passages: Sequence[str | Passage], *, timeout: float | None = None
     ) -> list[float]:
         """As `score`, from any event loop, without blocking it."""
-        return await self._await(self._scores(query, passages), timeout)
+        return await self._calls.arun(self._scores(query, passages), timeout)
 
     def signature(self, query: str) -> str | None:
         """A digest of all that scores for a query depend on besides the passages: equal ones rank alike.
@@ -182,23 +171,15 @@ class Reranker:
 
     def stats(self) -> Mapping[str, Any]:
         """Numbers to graph: this reranker's requests and latencies in seconds, and its engine's counters."""
-        with self._lock:
-            mine = {"requests": self._count, **quantiles("latency", self._latencies)}
-        return {"model": self.model, "mode": self.mode, **mine, **self._scorer.stats()}
+        return {"model": self.model, "mode": self.mode, **self._calls.summary(), **self._scorer.stats()}
 
     def close(self) -> None:
         """Ends this reranker: whoever waits on it gets `Closed`, and so does every later call.
 
         The engine lives on while another reranker shares it.
         """
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            waiting = list(self._requests)
-        for request in waiting:
-            request.fail(self._closed_error())
-        self._scorer.close()
+        if self._calls.close():
+            self._scorer.close()
 
     def __enter__(self) -> Self:
         return self
@@ -215,32 +196,32 @@ class Reranker:
 
     # -- the steps of each call: input is checked and copied at once, in the caller's thread ------------------------
 
-    def _ranking(self, query: str, passages: Sequence[str | Passage], cut: Cut) -> _Call[Ranking]:
+    def _ranking(self, query: str, passages: Sequence[str | Passage], cut: Cut) -> Call[Ranking]:
         given = checked(query, passages)
 
         def steps() -> Steps[Ranking]:
             scores = yield from self._finite_scores(query, given)
             return self._cut(given, scores, cut)
 
-        return _Call("rank", len(given), steps())
+        return Call("rank", len(given), steps())
 
-    def _logits(self, query: str, passages: Sequence[str | Passage]) -> _Call[list[float]]:
+    def _logits(self, query: str, passages: Sequence[str | Passage]) -> Call[list[float]]:
         given = checked(query, passages)
 
         def steps() -> Steps[list[float]]:
             scores = yield from self._finite_scores(query, given)
             return [float(logit) for logit in scores.logits]
 
-        return _Call("logits", len(given), steps())
+        return Call("logits", len(given), steps())
 
-    def _scores(self, query: str, passages: Sequence[str | Passage]) -> _Call[list[float]]:
+    def _scores(self, query: str, passages: Sequence[str | Passage]) -> Call[list[float]]:
         given = checked(query, passages)
 
         def steps() -> Steps[list[float]]:
             scores = yield from self._finite_scores(query, given)
             return [float(self._scorer.to_score(float(logit) / scores.unit)) for logit in scores.logits]
 
-        return _Call("score", len(given), steps())
+        return Call("score", len(given), steps())
 
     def _finite_scores(self, query: str, given: list[Passage]) -> Steps[Scores]:
         return self._finite(given, lambda texts: self._scorer.steps(query, texts))
@@ -294,61 +275,15 @@ class Reranker:
 
     def run(self, operation: str, passages: int, steps: Steps[T], timeout: float | None = None) -> T:
         """Drives steps in the caller's thread, counted and ended like this reranker's own calls."""
-        return self._run(_Call(operation, passages, steps), timeout)
+        return self._calls.run(Call(operation, passages, steps), timeout)
 
     def start(self, operation: str, passages: int, steps: Steps[T]) -> Future[T]:
         """Drives steps on pool threads."""
-        return self._start(_Call(operation, passages, steps))
+        return self._calls.start(Call(operation, passages, steps))
 
     async def arun(self, operation: str, passages: int, steps: Steps[T], timeout: float | None = None) -> T:
         """Drives steps for an event loop."""
-        return await self._await(_Call(operation, passages, steps), timeout)
-
-    # -- how they are driven ----------------------------------------------------------------------------------------
-
-    def _run(self, call: _Call[T], timeout: float | None) -> T:
-        check_timeout(timeout)
-        return self._open(call, timeout).run(timeout)
-
-    def _start(self, call: _Call[T], timeout: float | None = None) -> Future[T]:
-        return self._open(call, timeout).start()
-
-    async def _await(self, call: _Call[T], timeout: float | None) -> T:
-        import asyncio
-
-        check_timeout(timeout)
-        future = self._start(call, timeout)
-        waiting = asyncio.wrap_future(future)
-        try:
-            # Not wait_for: its TimeoutError cannot be told from one that the steps themselves raise.
-            done, _ = await asyncio.wait([waiting], timeout=timeout)
-            if not done:
-                raise late(timeout)
-            return waiting.result()
-        finally:
-            if not waiting.done():
-                waiting.cancel()
-                future.cancel()
-
-    def _open(self, call: _Call[T], timeout: float | None) -> Request[T]:
-        request = Request(self._timed(call.steps, time.perf_counter()), timeout)
-        with self._lock:
-            if self._closed:
-                raise self._closed_error()
-            self._requests.add(request)
-        about = {"model": self.model, "mode": self.mode, "passages": call.passages}
-        telemetry.started(call.operation, about, request.future)
-        return request
-
-    def _timed(self, steps: Steps[T], start: float) -> Generator[Any, None, T]:
-        result = yield from steps
-        with self._lock:
-            self._latencies.append(time.perf_counter() - start)
-            self._count += 1
-        return result
-
-    def _closed_error(self) -> Closed:
-        return Closed(f"This reranker ({self.model}) was closed. Load it again with tamis.load().")
+        return await self._calls.arun(Call(operation, passages, steps), timeout)
 
 
 def _pair(request: object) -> tuple[str, Sequence[str | Passage]]:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, InvalidStateError, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from functools import lru_cache
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -35,6 +35,24 @@ def deadline() -> float | None:
     It is enforced by who drives the steps. They may ask in order not to begin what cannot end in time.
     """
     return _deadline.get()
+
+
+_patient: ContextVar[bool] = ContextVar("tamis_patient", default=False)
+
+
+def patient() -> bool:
+    """Whether the steps that run now wait where a queue is full, whatever the model was loaded with."""
+    return _patient.get()
+
+
+@contextmanager
+def patience(wanted: bool) -> Iterator[None]:
+    """Requests that are made inside wait where a queue is full, if it is wanted."""
+    before = _patient.set(wanted or patient())
+    try:
+        yield
+    finally:
+        _patient.reset(before)
 
 
 @lru_cache(maxsize=1)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import threading
-import warnings
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -18,17 +15,13 @@ from tamis.engine.devices import choose_devices, choose_dtype
 from tamis.engine.engine import Engine
 from tamis.engine.loaded import Lease, Loaded
 from tamis.errors import CorruptCheckpoint, InvalidInput, MissingExtra, RemoteCode, UnknownFamily, UntrainedHead
-from tamis.gguf_files import parsing_once
 from tamis.native_encoders import native_of
 from tamis.options import LoadOptions
+from tamis.quiet import quiet
 from tamis.tokenizing import TextTokenizer
-
-T = TypeVar("T")
 
 CPU_BATCH_TOKENS = 2048  # a CPU's caches are full early
 GPU_BATCH_TOKENS = 32768  # a GPU wants much work at once
-
-_quiet_lock = threading.Lock()
 
 
 def architecture_of(config: Any, options: LoadOptions) -> Architecture | None:
@@ -276,15 +269,6 @@ def lease(
     return Lease(key, make, weight=options.weight, wait=options.overload == "wait")
 
 
-def held(lease: Lease, make: Callable[[Lease], T]) -> T:
-    """What `make` builds over the lease, which is given back if that fails."""
-    try:
-        return make(lease)
-    except BaseException:
-        lease.close()
-        raise
-
-
 def engine(runners: Sequence[Any], device: torch.device, checkpoint: Checkpoint, options: LoadOptions) -> Engine:
     """The engine over copies of one model."""
     return Engine(
@@ -303,22 +287,3 @@ def facts(checkpoint: Checkpoint, devices: Sequence[torch.device], dtype: torch.
         "device": ", ".join(map(str, devices)),
         "dtype": str(dtype).removeprefix("torch."),
     }
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silences progress bars and loading reports: what they say, Tamis's errors say."""
-    from transformers.utils import logging
-
-    with _quiet_lock:
-        level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        try:
-            with warnings.catch_warnings(), parsing_once():
-                warnings.simplefilter("ignore", FutureWarning)  # keys of a checkpoint's config are not the caller's
-                yield
-        finally:
-            logging.set_verbosity(level)
-            if bars:
-                logging.enable_progress_bar()

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-from tamis.engine.keyvalues import Pair
 from tamis.engine.packing import Layout, Run, current
+from tamis.engine.reads import each_read, read_by
 
 BLOCK = 512  # queries whose products stand in memory at once, where SDPA does not compute them
 
@@ -110,7 +110,7 @@ def _by_runs(
             rows = x[0, :, run.row : run.row + run.n * run.length]
             return rows.unflatten(1, (run.n, run.length)).transpose(0, 1)  # (n, heads, length, D)
 
-        keys, values = _read(run, own(key), own(value), key, value, layer)
+        keys, values = read_by(run, own(key), own(value), key, value, layer)
         mask = layout.mask(run, window, causal=causal)
         if attend is not None:
             out = attend(own(query), keys, values, mask, scaling)
@@ -131,38 +131,6 @@ def _by_runs(
     if layout.tail:
         outs.append(outs[-1].new_zeros(layout.tail, *outs[-1].shape[1:]))
     return torch.cat(outs).unsqueeze(0)
-
-
-def _read(run: Run, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, layer: int) -> Pair:
-    """What a run reads: stored tokens, rows before it, its own; (n, G, all, D) each."""
-    if run.home is not None:
-        k, v = run.home.put(layer, key[0], value[0])
-        return k[None], v[None]
-    if run.each:
-        return tuple(_filled(run, own, layer, which) for which, own in enumerate((key, value)))  # type: ignore[return-value]
-    row, length = run.before
-    if not length and not run.stored:
-        return key, value
-
-    def whole(own: Tensor, rows: Tensor, which: int) -> Tensor:
-        parts = [one.layers[layer][which][None] for one in run.stored]
-        parts += [rows[:, :, row : row + length]] if length else []
-        parts = [part.expand(run.n, -1, -1, -1) for part in parts]
-        return torch.cat([*parts, own], dim=2) if run.itself else torch.cat(parts, dim=2)
-
-    return whole(key, keys, 0), whole(value, values, 1)
-
-
-def _filled(run: Run, own: Tensor, layer: int, which: int) -> Tensor:
-    """What all read, what each reads, filled up with zeros to the longest, and their own: (n, G, all, D)."""
-    longest, start = max(map(len, run.each)), sum(map(len, run.stored))
-    out = own.new_zeros(run.n, own.shape[1], start + longest + run.length, own.shape[3])
-    out[:, :, start + longest :] = own
-    if run.stored:
-        out[:, :, :start] = torch.cat([one.layers[layer][which] for one in run.stored], dim=1)
-    for place, one in enumerate(run.each):
-        out[place, :, start : start + len(one)] = one.layers[layer][which]
-    return out
 
 
 def _folded(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
@@ -248,7 +216,7 @@ def _varlen(
     q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))  # (T, heads, D)
     key_offsets, longest_key = layout.offsets, max(map(len, layout.segments))
     if any(run.stored or run.each or run.home is not None for run in layout.runs):
-        pairs = [pair for run in layout.runs for pair in _each(run, key, value, layer)]
+        pairs = [pair for run in layout.runs for pair in each_read(run, key, value, layer)]
         k, v = (torch.cat([pair[which].transpose(0, 1) for pair in pairs]) for which in (0, 1))
         counts = [pair[0].shape[1] for pair in pairs]
         key_offsets = torch.tensor([0, *accumulate(counts)], dtype=torch.int32, device=k.device)
@@ -276,20 +244,6 @@ def _varlen(
     out = varlen_attn(q, k, v, layout.offsets, key_offsets, longest, longest_key, **options)
     assert isinstance(out, Tensor)  # noqa: S101 - a pair only with return_aux
     return out.unsqueeze(0)
-
-
-def _each(run: Run, keys: Tensor, values: Tensor, layer: int) -> list[Pair]:
-    """What each segment of a run reads, (G, all, D)."""
-    if run.each:
-        parts = [
-            run._replace(row=run.row + i * run.length, n=1, stored=(*run.stored, one), each=())
-            for i, one in enumerate(run.each)
-        ]
-        return [pair for part in parts for pair in _each(part, keys, values, layer)]
-    rows = slice(run.row, run.row + run.n * run.length)
-    own = [x[0, :, rows].unflatten(1, (run.n, run.length)).transpose(0, 1) for x in (keys, values)]
-    k, v = _read(run, own[0], own[1], keys, values, layer)
-    return list(zip(k, v, strict=True))
 
 
 @lru_cache(maxsize=1)

@@ -18,8 +18,9 @@ from torch.nn.utils.rnn import pad_sequence
 from tamis.engine.architectures import Architecture, Readout
 from tamis.engine.attention import Unpackable
 from tamis.engine.cpu import Tuned
-from tamis.engine.packing import Layout, ids_of, packed, positions_of, segments_of, type_ids_of
+from tamis.engine.packing import Layout, ids_of, packed, positions_of, type_ids_of
 from tamis.engine.requests import Outputs, Row
+from tamis.engine.segments import segments_of
 from tamis.engine.sequences import Tokens
 
 logger = logging.getLogger(__name__)

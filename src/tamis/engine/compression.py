@@ -21,7 +21,8 @@ from torch import Tensor
 
 from tamis.engine.architectures import Architecture
 from tamis.engine.backbone import TOLERANCE, Backbone, relative_difference
-from tamis.engine.packing import Layout, Segment, packed, positions_of
+from tamis.engine.packing import Layout, packed, positions_of
+from tamis.engine.segments import Segment
 from tamis.engine.sequences import Tokens
 from tamis.errors import LoadError
 

@@ -50,7 +50,7 @@ class Runner(Protocol):
 
 
 class Exchange(Protocol):
-    """Where a device gets work and brings rows: the engine."""
+    """Where a device gets work and brings rows: the queue."""
 
     counters: Counters
 

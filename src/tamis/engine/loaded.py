@@ -8,7 +8,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from tamis.cache import ByteLRU
 from tamis.engine.admission import Entry
@@ -17,9 +17,11 @@ from tamis.engine.requests import Outputs
 from tamis.engine.scheduler import Job
 from tamis.engine.sequences import Tokens
 from tamis.engine.shared import Shared
-from tamis.steps import reject
+from tamis.steps import patient, reject
 from tamis.tenants import Tenant, current
 from tamis.tokenizing import TextTokenizer
+
+T = TypeVar("T")
 
 UNDER_WAY = 16  # chunks of one request
 
@@ -92,7 +94,16 @@ class Lease:
             Overloaded: The queue is full already.
         """
         tenant = current() or self._own or Tenant("")
-        return Session(self.loaded.engine, Job(tenant.name, tenant.weight), self.loaded.engine.admit(wait=self._wait))
+        entry = self.loaded.engine.admit(wait=self._wait or patient())
+        return Session(self.loaded.engine, Job(tenant.name, tenant.weight), entry)
+
+    def hold(self, make: Callable[[Self], T]) -> T:
+        """What `make` builds over it; it is given back if that fails."""
+        try:
+            return make(self)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def key(self) -> Hashable:

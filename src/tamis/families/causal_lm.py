@@ -75,7 +75,7 @@ def _build(
         )
 
     lease = transformer.lease("causal-lm", checkpoint, options, partial(_load, answers), answers)
-    return transformer.held(lease, scorer)
+    return lease.hold(scorer)
 
 
 def _load(answers: Answers, checkpoint: Checkpoint, options: LoadOptions, devices: Sequence[Any], dtype: Any) -> Any:

@@ -59,7 +59,7 @@ def _build(
         )
 
     lease = transformer.lease("prompted head", checkpoint, options, partial(_load, pooling), pooling)
-    return transformer.held(lease, scorer)
+    return lease.hold(scorer)
 
 
 def _load(pooling: str | None, checkpoint: Checkpoint, options: LoadOptions, devices: Sequence[Any], dtype: Any) -> Any:

@@ -80,7 +80,7 @@ def _build(colbert: ColbertLayout, checkpoint: Checkpoint, options: LoadOptions)
 
     load = partial(_load, colbert=colbert)
     lease = transformer.lease("late-interaction", checkpoint, options, load, colbert.kind, colbert.unseen)
-    return transformer.held(lease, scorer)
+    return lease.hold(scorer)
 
 
 def _load(

@@ -60,10 +60,8 @@ def _build(series: Series, checkpoint: Checkpoint, options: LoadOptions) -> Scor
     layers = _chosen(options.layer, heads, checkpoint.name)
     compression = _compression(checkpoint, options)
     first = series.compresses and options.head_index != "layer"
-    return transformer.held(
-        transformer.lease(
-            "layerwise", checkpoint, options, partial(_load, heads, compression, first), compression, first
-        ),
+    make = partial(_load, heads, compression, first)
+    return transformer.lease("layerwise", checkpoint, options, make, compression, first).hold(
         lambda lease: PromptedScorer(
             lease,
             model=checkpoint.name,

@@ -46,8 +46,7 @@ def _build(query: int, passage: int, block: int, checkpoint: Checkpoint, options
             f"{checkpoint.name} holds {checkpoint.architecture or 'no architecture'}; jina-reranker-v3 is a Qwen3 "
             "with a projector (JinaForRanking)."
         )
-    return transformer.held(
-        transformer.lease("listwise", checkpoint, options, _load),
+    return transformer.lease("listwise", checkpoint, options, _load).hold(
         lambda lease: ListwiseScorer(
             lease,
             model=checkpoint.name,

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from tamis.checkpoint import Checkpoint
+from tamis.engine.loaded import Lease
 from tamis.errors import CorruptCheckpoint, InvalidInput, UnknownFamily
 from tamis.families import Family, claimed
 from tamis.families.sentence_modules import ends_normalized, is_sentence_transformer, poolings_of, readout_of
@@ -54,15 +55,15 @@ def build(
     _check_role(passage, "DPRContextEncoder", "reads passages")
     compared = options.similarity or similarity or _stated_similarity(checkpoint, passage)
 
-    def lease(one: Checkpoint) -> Any:
+    def lease(one: Checkpoint) -> Lease:
         return transformer.lease("bi-encoder", one, options, partial(_load, pooling), pooling)
 
-    def tower(one: Checkpoint, lease: Any, prompt: str) -> Tower:
+    def tower(one: Checkpoint, lease: Lease, prompt: str) -> Tower:
         length = transformer.chosen_length(options, lease.loaded.longest, one.name)
         normed = layer_norm or (is_sentence_transformer(one) and one.model_type == "nomic_bert")
         return Tower(lease, length, prompt, normed, ends_normalized(one))
 
-    def scorer(asking: Any, reading: Any) -> Scorer:
+    def scorer(asking: Lease, reading: Lease) -> Scorer:
         width = asking.loaded.width
         if reading.loaded.width != width:
             raise InvalidInput(
@@ -81,12 +82,12 @@ def build(
             long_documents=options.long_documents,
         )
 
-    def with_query(asking: Any) -> Scorer:
+    def with_query(asking: Lease) -> Scorer:
         if passage is checkpoint:
             return scorer(asking, asking)
-        return transformer.held(lease(passage), partial(scorer, asking))
+        return lease(passage).hold(partial(scorer, asking))
 
-    return transformer.held(lease(checkpoint), with_query)
+    return lease(checkpoint).hold(with_query)
 
 
 def _load(pooling: str, checkpoint: Checkpoint, options: LoadOptions, devices: Sequence[Any], dtype: Any) -> Any:

@@ -72,8 +72,7 @@ def build(checkpoint: Checkpoint, options: LoadOptions) -> Scorer:
             f"{checkpoint.name} holds {checkpoint.architecture or 'no architecture'}; monot5 is a T5 or mT5 with its "
             "decoder and its vocabulary's head (T5ForConditionalGeneration)."
         )
-    return transformer.held(
-        transformer.lease("seq2seq", checkpoint, options, _load, pieces_of(checkpoint)),
+    return transformer.lease("seq2seq", checkpoint, options, _load, pieces_of(checkpoint)).hold(
         lambda lease: PromptedScorer(
             lease,
             model=checkpoint.name,

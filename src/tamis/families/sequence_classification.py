@@ -40,7 +40,7 @@ def build(checkpoint: Checkpoint, options: LoadOptions, *, full_windows: bool = 
             full_windows=full_windows,
         )
 
-    return transformer.held(transformer.lease("cross-encoder", checkpoint, options, load_classifier), scorer)
+    return transformer.lease("cross-encoder", checkpoint, options, load_classifier).hold(scorer)
 
 
 def load_classifier(

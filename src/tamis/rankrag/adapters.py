@@ -36,7 +36,7 @@ def merged(model: Any, adapter: Checkpoint, base: str) -> Any:
     """
     from peft import PeftModel
 
-    from tamis.transformer import quiet
+    from tamis.quiet import quiet
 
     config = read_json(adapter.root / "adapter_config.json")
     made_for = config.get("base_model_name_or_path") or "another model"

@@ -185,7 +185,7 @@ def make_scorer(checkpoint: Checkpoint, options: LoadOptions, more: RankRAGOptio
             long_documents=options.long_documents,
         )
 
-    return transformer.held(lease, scorer)
+    return lease.hold(scorer)
 
 
 def _load(

@@ -65,6 +65,7 @@ def start(recipe: Recipe, options: Options, texts: Iterable[str], folder: Path) 
     from transformers import set_seed
 
     from tamis import transformer
+    from tamis.quiet import quiet
 
     found = checkpoint(recipe.model)
     config = transformer.read_config(found, LoadOptions(num_layers=options.num_layers, attention="padded"))
@@ -75,7 +76,7 @@ def start(recipe: Recipe, options: Options, texts: Iterable[str], folder: Path) 
             _write(found, config, options, texts, emptied(folder))
     # Short sequences with a backward pass: eager attention is 1.12x as fast as SDPA on a CPU.
     short = not torch.cuda.is_available() and options.max_length <= EAGER
-    with transformer.quiet():
+    with quiet():
         encoder = CrossEncoder(
             str(folder),
             num_labels=1,

@@ -25,6 +25,7 @@ from tamis.checkpoint import Checkpoint
 from tamis.errors import InvalidInput
 from tamis.families.wordings import NVIDIA
 from tamis.options import LoadOptions
+from tamis.quiet import quiet
 from tamis.training.adapters import adapt
 from tamis.training.checkpoints import checkpoint, copy_tokenizer, emptied, fit_config, limit_length
 from tamis.training.cross_encoder import Options
@@ -79,7 +80,7 @@ def begin(recipe: Recipe, options: Options, folder: Path) -> PromptedCrossEncode
             config.save_pretrained(emptied(folder))
             copy_tokenizer(found, folder)
             _link_weights(found.body, folder)
-    with transformer.quiet():
+    with quiet():
         body = Transformer(
             str(folder),
             model_kwargs={"dtype": "float32", "local_files_only": True},

@@ -95,6 +95,7 @@ def begin(model: str, dtype: str = "float32", *, num_layers: int | None = None) 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from tamis import transformer
+    from tamis.quiet import quiet
     from tamis.rankrag.labels import ends_of
 
     found = checkpoint(model)
@@ -104,7 +105,7 @@ def begin(model: str, dtype: str = "float32", *, num_layers: int | None = None) 
     loaded, missing = transformer.load_model(AutoModelForCausalLM, found, config, options, getattr(torch, dtype))
     transformer.check_missing(loaded, missing, found, options)
     text, longest = transformer.load_tokenizer(found, options)
-    with transformer.quiet():
+    with quiet():
         gguf = {"gguf_file": found.gguf} if found.gguf else {}
         tokenizer = AutoTokenizer.from_pretrained(found.body, local_files_only=True, **gguf)
     if tokenizer.pad_token is None:

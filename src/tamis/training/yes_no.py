@@ -134,7 +134,7 @@ def start(recipe: Recipe, options: Options, folder: Path) -> CrossEncoder:
     from sentence_transformers.cross_encoder import CrossEncoder
 
     from tamis.families.chat import is_logit_score
-    from tamis.transformer import quiet
+    from tamis.quiet import quiet
 
     found = language_model.checkpoint(recipe.model)
     with first_before_others():
