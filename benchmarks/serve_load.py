@@ -231,7 +231,8 @@ def serve_on_ray(checkpoint: str, port: int, limit: int, started: Any, stop: Any
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
              object_store_memory=80 * 2**20)  # fmt: skip
     serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config=quiet)
-    serve.run(build_app(checkpoint, limits=Limits(requests=limit), device="cpu", dtype="float32"), logging_config=quiet)
+    app = build_app(checkpoint, limits=Limits(requests=limit), cpus=2.0, device="cpu", dtype="float32")
+    serve.run(app, logging_config=quiet)
     started.set()
     stop.wait()
     serve.shutdown()

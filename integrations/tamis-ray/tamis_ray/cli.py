@@ -52,8 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def application(arguments: argparse.Namespace) -> Any:
+def application(arguments: argparse.Namespace, cores: float | None = None) -> Any:
     """The Serve application that the arguments describe.
+
+    Args:
+        arguments: As parsed.
+        cores: Of the machine, where it has no other work: without `--cpus` and `--gpus` the replicas share them.
 
     Raises:
         InvalidInput: They do not fit together.
@@ -71,13 +75,20 @@ def application(arguments: argparse.Namespace) -> Any:
         limits=limits,
         replicas=arguments.replicas,
         autoscale=arguments.autoscale,
-        cpus=arguments.cpus,
+        cpus=_cpus(arguments, cores),
         gpus=arguments.gpus,
         api_key_file=arguments.api_key_file,
         drain=arguments.drain,
         **_own(arguments),
         **options,
     )
+
+
+def _cpus(arguments: argparse.Namespace, cores: float | None) -> float:
+    if arguments.cpus is not None or cores is None or arguments.gpus:
+        return 1.0 if arguments.cpus is None else float(arguments.cpus)
+    each = cores / (arguments.autoscale[1] if arguments.autoscale else arguments.replicas)
+    return float(int(each)) or each
 
 
 def _own(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -87,13 +98,15 @@ def _own(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _serve(arguments: argparse.Namespace) -> None:
-    app = application(arguments)
+    application(arguments)  # what does not fit together is told before Ray starts
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
     import ray
     from ray import serve
 
     ray.init(address=arguments.address, include_dashboard=False if arguments.address is None else None,
              log_to_driver=arguments.verbose)  # fmt: skip
+    alone = arguments.address is None and "RAY_ADDRESS" not in os.environ
+    app = application(arguments, ray.cluster_resources().get("CPU") if alone else None)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):  # after Ray's own, which would end the process where it stands
         signal.signal(number, lambda *_: stop.set())
@@ -160,7 +173,8 @@ def _add_rankrag(add: Any) -> None:
 def _add_replicas(add: Any) -> None:
     add("--replicas", type=int, default=1, metavar="N", help="processes that have the model (default: 1)")
     add("--autoscale", type=_pair, metavar="MIN:MAX", help="fewest and most of them, instead")
-    add("--cpus", type=float, default=1.0, metavar="C", help="CPU cores of each, torch's threads (default: 1)")
+    add("--cpus", type=float, metavar="C",
+        help="CPU cores of each, torch's threads (default: this machine's, shared; 1 with a GPU or on a cluster)")  # fmt: skip
     add("--gpus", type=float, default=0.0, metavar="F", help="GPUs of each; with 0.5 two share one (default: 0)")
     add("--drain", type=float, default=DRAIN, metavar="S", help=f"seconds to finish at the end (default: {DRAIN:g})")
     add("--address", metavar="A", help='a Ray cluster: "auto", ray://...; RAY_ADDRESS if set; else one is started')

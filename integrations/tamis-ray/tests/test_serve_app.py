@@ -40,6 +40,22 @@ def test_options_become_serves():
 
 
 @pytest.mark.parametrize(
+    ("given", "cores", "each"),
+    [
+        ([], 16, 16),
+        ([], None, 1),
+        (["--replicas", "3"], 16, 5),
+        (["--autoscale", "1:4"], 2, 0.5),
+        (["--gpus", "1"], 16, 1),
+        (["--cpus", "3"], 16, 3),
+    ],
+)
+def test_replicas_share_the_cores_of_a_machine_of_their_own(given, cores, each):
+    made = deployment(application(parser().parse_args([*given, "--mode", "lexical"]), cores))
+    assert made.ray_actor_options["num_cpus"] == each
+
+
+@pytest.mark.parametrize(
     "made",
     [
         lambda: build_app(mode="lexical", autoscale=(1, 6), cpus=2, gpus=0.25, limits=Limits(requests=40)),

@@ -145,6 +145,37 @@ async def test_a_replica_that_is_killed_under_load_loses_nothing(served, expecte
     assert name not in now
 
 
+@pytest.mark.slow  # Serve looks at the load for half a minute before it starts another replica
+@pytest.mark.timeout(400)
+async def test_a_second_replica_starts_under_load_and_nothing_is_lost(url):
+    app = build_app(dtype="float32", cpus=0.2, autoscale=(1, 2), limits=Limits(requests=8))
+    await asyncio.to_thread(serve.run, app, name="scaled", route_prefix="/scaled", logging_config=QUIET)
+
+    def running():
+        return serve.status().applications["scaled"].deployments[NAME].replica_states.get("RUNNING", 0)
+
+    assert running() == 1
+    long = [f"{number} a zip archive " * 30 for number in range(20)]
+    with tamis.load(f"{url}/scaled/rerank", mode="remote", api="tei", retries=1000, deadline=300.0) as remote:
+        end, more = time.monotonic() + 240, asyncio.Event()
+
+        async def ask():
+            count = 0
+            while not more.is_set() and time.monotonic() < end:
+                assert len(await remote.arank(QUERY, long)) == 20
+                count += 1
+            return count
+
+        load = [asyncio.ensure_future(ask()) for _ in range(8)]
+        while running() < 2 and time.monotonic() < end:
+            await asyncio.sleep(1)
+        more.set()
+        counts = await asyncio.gather(*load)
+    assert running() == 2
+    assert min(counts) > 0
+    await asyncio.to_thread(serve.delete, "scaled")
+
+
 def test_what_is_under_way_is_answered_before_the_end(served, expected):
     """The last of this module: `serve.delete` drains."""
     long = {"query": QUERY, "texts": [f"{number} a zip archive " * 30 for number in range(100)]}
