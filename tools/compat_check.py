@@ -197,6 +197,8 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, metavar="DIR", help="a new folder for it all (default: nowhere)")
     parser.add_argument("--tests", action="store_true", help="run the tests of the adapters there too")
     arguments = parser.parse_args()
+    if arguments.keep is not None and arguments.keep.exists():
+        parser.error(f"{arguments.keep} is there already; name a new folder, or remove it")
     problems: list[str] = []
 
     def check(what: str, found: str | None) -> bool:
