@@ -155,7 +155,9 @@ def command_problem(home: Path, command: str) -> str | None:
 def tests_problem(home: Path, end: str) -> str | None:
     """Runs the tests of the adapters over what is installed there; a problem, or None."""
     python = str(home / ".venv/bin/python")
-    needed = ["pytest>=9", "pytest-asyncio>=1.3", "pytest-timeout>=2.3", "langgraph>=1.0,<2"]
+    needed = ["pytest>=9", "pytest-asyncio>=1.3", "pytest-timeout>=2.3"]
+    if end == "newest":  # langgraph 1.1.6 installs beside langchain-core 1.0.0 and does not work with it
+        needed.append("langgraph>=1.0,<2")
     limits = str(home.parent / f"{end}.txt")
     done = _run([python, "-m", "pip", "install", "--quiet", "--constraint", limits, *needed], home, dict(os.environ))
     if done.returncode == 0:

@@ -8,11 +8,11 @@ import pickle
 import pytest
 from langchain_classic.retrievers import ContextualCompressionRetriever
 from langchain_classic.retrievers.document_compressors import CrossEncoderReranker
-from langchain_core.cross_encoders import BaseCrossEncoder
 from pydantic import ValidationError
 
 import tamis
 from langchain_tamis import TamisCrossEncoder
+from langchain_tamis.cross_encoder import BaseCrossEncoder
 
 
 def sigmoid(*logits):

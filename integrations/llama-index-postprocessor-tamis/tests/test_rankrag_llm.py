@@ -4,6 +4,7 @@ import asyncio
 import copy
 import gc
 import pickle
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
 from llama_index.core.llms import ChatMessage, ImageBlock, MessageRole, TextBlock
 from llama_index.core.prompts import PromptTemplate
+from packaging.version import Version
 
 import tamis
 from llama_index.postprocessor.tamis import RankRAGLLM
@@ -209,8 +211,9 @@ def test_events(call, rag, events, what):
     )
     assert (start.class_name(), end.class_name()) == (f"{kind}StartEvent", f"{kind}EndEvent")
     assert start.span_id == end.span_id
-    assert start.model_dict["model_name"] == rag.model
-    assert start.model_dict["context_window"] == 8192
+    if Version(version("llama-index-core")) > Version("0.14.18"):  # before, LlamaIndex left a model's metadata out
+        assert start.model_dict["model_name"] == rag.model
+        assert start.model_dict["context_window"] == 8192
     assert bool(events.named(f"{kind}InProgressEvent")) == what.startswith("stream")
     assert counter.completion_llm_token_count == 4
 

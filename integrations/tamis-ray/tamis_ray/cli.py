@@ -173,8 +173,8 @@ def _add_rankrag(add: Any) -> None:
 def _add_replicas(add: Any) -> None:
     add("--replicas", type=int, default=1, metavar="N", help="processes that have the model (default: 1)")
     add("--autoscale", type=_pair, metavar="MIN:MAX", help="fewest and most of them, instead")
-    add("--cpus", type=float, metavar="C",
-        help="CPU cores of each, torch's threads (default: this machine's, shared; 1 with a GPU or on a cluster)")  # fmt: skip
+    shared = "default: this machine's, shared; 1 with a GPU or on a cluster"
+    add("--cpus", type=float, metavar="C", help=f"CPU cores of each, torch's threads ({shared})")
     add("--gpus", type=float, default=0.0, metavar="F", help="GPUs of each; with 0.5 two share one (default: 0)")
     add("--drain", type=float, default=DRAIN, metavar="S", help=f"seconds to finish at the end (default: {DRAIN:g})")
     add("--address", metavar="A", help='a Ray cluster: "auto", ray://...; RAY_ADDRESS if set; else one is started')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.types import ChatMessage
@@ -23,6 +24,8 @@ from tamis.inputs import Cut, check_timeout
 
 if TYPE_CHECKING:
     from tamis.rankrag.rag import RankRAG
+
+_ARGUMENTS = frozenset(signature(BaseSynthesizer.__init__).parameters)  # they grew during 0.14
 
 
 class RankRAGSynthesizer(BaseSynthesizer):
@@ -92,13 +95,15 @@ class RankRAGSynthesizer(BaseSynthesizer):
         check_timeout(timeout)
         self._model = _model(rag, llm, task, load)
         # Helpers of its own: the base class would make some from the model's length, which only a load can tell.
+        helpers: dict[str, Any] = {"prompt_helper": PromptHelper()}
+        if "chat_prompt_helper" in _ARGUMENTS:
+            helpers["chat_prompt_helper"] = ChatPromptHelper()
         super().__init__(
             llm=self._model,
             callback_manager=callback_manager,
-            prompt_helper=PromptHelper(),
-            chat_prompt_helper=ChatPromptHelper(),
             streaming=streaming,
             empty_response=empty_response,
+            **helpers,
         )
         self._task = task
         self._timeout = timeout
