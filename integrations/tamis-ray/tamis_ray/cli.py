@@ -106,7 +106,8 @@ def _serve(arguments: argparse.Namespace) -> None:
     ray.init(address=arguments.address, include_dashboard=False if arguments.address is None else None,
              log_to_driver=arguments.verbose)  # fmt: skip
     alone = arguments.address is None and "RAY_ADDRESS" not in os.environ
-    app = application(arguments, ray.cluster_resources().get("CPU") if alone else None)
+    cores = ray.cluster_resources().get("CPU") if alone else None  # type: ignore[no-untyped-call]
+    app = application(arguments, cores)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):  # after Ray's own, which would end the process where it stands
         signal.signal(number, lambda *_: stop.set())
