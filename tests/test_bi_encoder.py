@@ -254,6 +254,60 @@ def test_module_that_is_not_computed_is_refused(tmp_path):
         tamis.load(folder)
 
 
+def changed(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "said"),
+    [
+        (
+            lambda folder: changed(folder / "1_Pooling/config.json", pooling_mode="newest"),
+            tamis.UnknownFamily,
+            "newest",
+        ),
+        (
+            lambda folder: (
+                changed(folder / "1_Pooling/config.json", include_prompt=False),
+                changed(folder / "config_sentence_transformers.json", prompts={"query": "query: "}),
+            ),
+            tamis.UnknownFamily,
+            "include_prompt=False",
+        ),
+        (
+            lambda folder: (folder / "modules.json").write_text(
+                (folder / "modules.json").read_text().replace("Pooling", "Dense", 2)
+            ),
+            tamis.UnknownFamily,
+            "before pooling",
+        ),
+        (
+            lambda folder: changed(folder / "2_Dense/config.json", activation_function="torch.nn.Mystery"),
+            tamis.UnknownFamily,
+            "activation Mystery",
+        ),
+        (lambda folder: changed(folder / "2_Dense/config.json", out_features=9), tamis.CorruptCheckpoint, "2_Dense"),
+        (lambda folder: (folder / "modules.json").write_text('["a"]'), tamis.CorruptCheckpoint, "list of modules"),
+        (lambda folder: (folder / "config.json").write_text("[1]"), tamis.CorruptCheckpoint, "not a JSON object"),
+    ],
+    ids=["pooling", "prompt left out", "order", "activation", "weights", "modules", "config"],
+)
+def test_a_layout_that_is_not_computed_or_is_damaged_is_refused(tmp_path, spoil, error, said):
+    dense = {"in_features": 64, "out_features": 8, "activation_function": "torch.nn.modules.linear.Identity"}
+    folder = tiny.sentence_layout(tiny.save_encoder(tmp_path, "bert"), "mean", ("Dense", dense))
+    tamis.load(folder, mode="bi-encoder").close()
+    spoil(folder)
+    with pytest.raises(error, match=said):
+        tamis.load(folder, mode="bi-encoder")
+
+
+def test_a_query_that_does_not_fit_is_refused_where_passages_are(embedded):
+    with tamis.load(mode="bi-encoder", max_length=32, long_documents="error") as reranker:
+        with pytest.raises(tamis.InputTooLong, match="The query has more than the"):
+            reranker.score("zip " * 60, ["a"])
+        assert len(reranker.score("zip", ["a"])) == 1
+
+
 def test_scores_are_monotone_in_the_cosine(embedded):
     ranking = embedded.rank(QUERY, PASSAGES)
     assert all(0 <= hit.score <= 1 for hit in ranking)
