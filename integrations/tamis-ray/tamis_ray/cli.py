@@ -57,7 +57,7 @@ def application(arguments: argparse.Namespace, cores: float | None = None) -> An
 
     Args:
         arguments: As parsed.
-        cores: Of the machine, where it has no other work: without `--cpus` and `--gpus` the replicas share them.
+        cores: That are free on a machine of its own: without `--cpus` and `--gpus` the replicas share them.
 
     Raises:
         InvalidInput: They do not fit together.
@@ -85,7 +85,7 @@ def application(arguments: argparse.Namespace, cores: float | None = None) -> An
 
 
 def _cpus(arguments: argparse.Namespace, cores: float | None) -> float:
-    if arguments.cpus is not None or cores is None or arguments.gpus:
+    if arguments.cpus is not None or not cores or arguments.gpus:
         return 1.0 if arguments.cpus is None else float(arguments.cpus)
     each = cores / (arguments.autoscale[1] if arguments.autoscale else arguments.replicas)
     return float(int(each)) or each
@@ -105,9 +105,7 @@ def _serve(arguments: argparse.Namespace) -> None:
 
     ray.init(address=arguments.address, include_dashboard=False if arguments.address is None else None,
              log_to_driver=arguments.verbose)  # fmt: skip
-    alone = arguments.address is None and "RAY_ADDRESS" not in os.environ
-    cores = ray.cluster_resources().get("CPU") if alone else None  # type: ignore[no-untyped-call]
-    app = application(arguments, cores)
+    app = application(arguments, _free_cores(arguments))
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):  # after Ray's own, which would end the process where it stands
         signal.signal(number, lambda *_: stop.set())
@@ -127,6 +125,15 @@ def _serve(arguments: argparse.Namespace) -> None:
         serve.delete(NAME)  # drains; `shutdown` alone would end the proxies, too
         serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown()
+
+
+def _free_cores(arguments: argparse.Namespace) -> float | None:
+    """Of this machine, if Ray runs on no other; a cluster's are for others, too, and no replica spans machines."""
+    import ray
+
+    if arguments.address is not None or "RAY_ADDRESS" in os.environ or len(ray.nodes()) != 1:  # type: ignore[no-untyped-call]
+        return None
+    return float(ray.available_resources().get("CPU", 0.0))  # type: ignore[no-untyped-call]
 
 
 def why(name: str) -> str:

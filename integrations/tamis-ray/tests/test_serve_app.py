@@ -44,6 +44,7 @@ def test_options_become_serves():
     [
         ([], 16, 16),
         ([], None, 1),
+        ([], 0.0, 1),
         (["--replicas", "3"], 16, 5),
         (["--autoscale", "1:4"], 2, 0.5),
         (["--gpus", "1"], 16, 1),
