@@ -411,8 +411,9 @@ def test_two_copies_share_one_queue():
         runner.go.clear()
     engine = Engine(runners, batch_tokens=20)
     future = engine.submit([sequence(10) for _ in range(40)])
-    for runner in runners:
+    for runner in runners:  # of both before any goes on, or one could run them all before the other is awake
         assert runner.started.wait(5)
+    for runner in runners:
         runner.go.set()
     assert np.ravel(future.result(5)).tolist() == [10] * 40
     assert all(runner.batches for runner in runners)
