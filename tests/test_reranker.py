@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import io
+import sys
 import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 
@@ -167,6 +169,36 @@ def test_rank_many_keeps_the_order_and_reads_ahead_lazily():
 def test_progress_is_silent_where_there_is_no_terminal(capsys):
     list(Reranker(FakeScorer()).rank_many([("q", ["a"])] * 3, progress=True))
     assert capsys.readouterr() == ("", "")
+
+
+def test_progress_is_drawn_on_a_terminal_for_whoever_asks(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    drawn = []
+    for options in ({"progress": True}, {}):
+        monkeypatch.setattr(sys, "stderr", Terminal())
+        list(Reranker(FakeScorer()).rank_many([("q", ["a"])] * 3, **options))
+        drawn.append(sys.stderr.getvalue())
+    assert "ranking" in drawn[0]
+    assert "3/3" in drawn[0]
+    assert drawn[1] == ""
+
+
+@pytest.mark.parametrize("request_", ["ab", ("q",), ("q", ["a"], 1), ["q"], {"q": 1, "a": 2}])
+def test_a_request_that_is_no_pair_is_named_by_its_place(request_):
+    ranked = Reranker(FakeScorer()).rank_many([("q", ["a"]), request_])
+    with pytest.raises(tamis.InvalidInput, match=r"Request 1: .*pass \(query, passages\)"):
+        list(ranked)
+
+
+def test_one_of_many_that_is_late_is_withdrawn():
+    scorer = FakeScorer()
+    scorer.gated = True
+    with pytest.raises(tamis.DeadlineExceeded):
+        list(Reranker(scorer).rank_many([("q", ["a"])], timeout=0.2))
+    assert scorer.gates[0].done()
 
 
 def test_several_loops_and_threads_at_once(embedded):
