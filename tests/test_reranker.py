@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import tamis
 from fakes import FakeScorer
 from tamis import Passage, Reranker
+from tamis.reranker import IN_FLIGHT
 
 
 def test_best_first_with_indices_of_the_caller():
@@ -162,7 +163,7 @@ def test_rank_many_keeps_the_order_and_reads_ahead_lazily():
 
     rankings = reranker.rank_many(requests(), top_n=1)
     assert next(rankings)[0].logit == 1.0
-    assert len(taken) < 100
+    assert len(taken) == IN_FLIGHT
     assert [ranking[0].logit for ranking in rankings] == [float(i + 1) for i in range(1, 200)]
 
 
@@ -191,6 +192,21 @@ def test_a_request_that_is_no_pair_is_named_by_its_place(request_):
     ranked = Reranker(FakeScorer()).rank_many([("q", ["a"]), request_])
     with pytest.raises(tamis.InvalidInput, match=r"Request 1: .*pass \(query, passages\)"):
         list(ranked)
+
+
+def test_those_under_way_are_withdrawn_when_a_later_one_is_wrong():
+    scorer = FakeScorer()
+    scorer.gated = True
+
+    def requests():
+        yield "q", ["a"]
+        while not scorer.gates:
+            time.sleep(0.001)
+        yield "q", None
+
+    with pytest.raises(tamis.InvalidInput, match="Request 1"):
+        list(Reranker(scorer).rank_many(requests()))
+    assert scorer.gates[0].done()
 
 
 def test_one_of_many_that_is_late_is_withdrawn():
