@@ -46,8 +46,9 @@ def merged(model: Any, adapter: Checkpoint, base: str) -> Any:
             tuned = PeftModel.from_pretrained(model, str(adapter.root), torch_device=str(model.device))
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         lines = [line.strip() for line in str(error).strip().splitlines() if not line.startswith("Error(s) in")]
+        why = lines[0][:200] if lines else type(error).__name__
         raise InvalidInput(
-            f"The adapter {adapter.name} does not fit {base}: it was made for {made_for} ({lines[0][:200]})."
+            f"The adapter {adapter.name} does not fit {base}: it was made for {made_for} ({why})."
         ) from error
     strange, lacking = _differences(tuned, adapter)
     if strange or lacking:
