@@ -17,7 +17,7 @@ import tamis
 import tiny_lm
 from rankrag_reference import PASSAGES, QUESTION, Plain, answering_pieces, ranking_pieces
 from tamis.engine.architectures import DECODERS
-from tamis.engine.texts import Step, Writing
+from tamis.engine.lm_sequences import Step, Writing
 from tamis.rankrag import embedded, labels
 from tamis.rankrag.prompts import Wording
 from tamis.rankrag.rag import RankRAG

@@ -17,7 +17,7 @@ import tamis
 import tiny
 import tiny_lm
 from rankrag_reference import PASSAGES, QUESTION, save_speaker
-from tamis.engine.texts import Writing
+from tamis.engine.lm_sequences import Writing
 from tamis.rankrag.answers import Growing, Piece
 
 PAIR = ["Faust is a tragic play.", "Goethe wrote it."]

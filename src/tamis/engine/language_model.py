@@ -20,12 +20,12 @@ from torch import Tensor
 from tamis.engine.architectures import Architecture
 from tamis.engine.backbone import Backbone, to_numpy
 from tamis.engine.keyvalues import Home, KeyValues
+from tamis.engine.lm_sequences import Judged, Ranked, Step, Warmed, Writing
 from tamis.engine.packing import Layout
 from tamis.engine.passages import PassageCache
 from tamis.engine.requests import Outputs, Row
 from tamis.engine.segments import Segment
 from tamis.engine.sequences import Tokens
-from tamis.engine.texts import Judged, Ranked, Step, Warmed, Writing
 
 READ_PER_TOKEN = 16  # kept tokens that cost a batch about as much as one that is run
 

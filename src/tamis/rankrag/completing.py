@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tamis.engine.texts import Step, Writing
+from tamis.engine.lm_sequences import Step, Writing
 from tamis.errors import InputTooLong, InvalidInput
 from tamis.rankrag.answers import Answer, AnswerUsage, Growing, Piece, Timings
 from tamis.rankrag.conversations import Message, checked_prompt, prompt_ids

@@ -11,9 +11,9 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
+from tamis.engine.lm_sequences import Step, Warmed
 from tamis.engine.requests import Outputs
 from tamis.engine.sequences import Tokens
-from tamis.engine.texts import Step, Warmed
 from tamis.errors import DeadlineExceeded
 from tamis.remote import loop
 from tamis.remote.batches import groups, together

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tamis.budget import TokenCounter
+from tamis.engine.lm_sequences import Ranked, Warmed
 from tamis.engine.loaded import Lease
 from tamis.engine.requests import Outputs
-from tamis.engine.texts import Ranked, Warmed
 from tamis.errors import InputTooLong
 from tamis.long_documents import LongDocuments, pieces
 from tamis.rankrag.prompts import Tokenised, Turn

@@ -189,7 +189,7 @@ def write(examples: Sequence[Example], path: Path) -> None:
 
 
 def _rows(rag: RankRAG, requests: Sequence[tuple[str, str, str]], max_answer: int) -> Steps[list[NDArray[np.float32]]]:
-    from tamis.engine.texts import Judged
+    from tamis.engine.lm_sequences import Judged
 
     scorer = rag._scorer
     prompts, tokenizer = scorer.prompts, scorer.lease.loaded.tokenizer

@@ -1,4 +1,4 @@
-"""What is asked of a language model: to rank a passage, to keep one, to write on, to judge what was written."""
+"""Sequences of a language model: a passage to rank, one to keep, a text to write on, one to judge."""
 
 from __future__ import annotations
 
