@@ -190,7 +190,7 @@ def test_funnel_of_windows_takes_the_best_window():
 
 
 def test_funnel_end_to_end(embedded):
-    with tamis.load(dtype="float32", dim=[64, 128, 384]) as reranker:
+    with tamis.load(mode="bi-encoder", dtype="float32", dim=[64, 128, 384]) as reranker:
         ranking = reranker.rank(QUERY, PASSAGES)
         assert len(ranking) == len(PASSAGES)
         assert [hit.logit for hit in ranking] == sorted((hit.logit for hit in ranking), reverse=True)

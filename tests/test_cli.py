@@ -183,7 +183,7 @@ def test_the_embedded_model_and_what_it_cut(tmp_path, capsys):
     path.write_text(
         "Zip files are archives. " * 20 + "\nFrance has Paris for its seat of government.\n", encoding="utf-8"
     )
-    options = ["--max-length", "32", "--dim", "64,384"]
+    options = ["--mode", "bi-encoder", "--max-length", "32", "--dim", "64,384"]
     answer = as_json(capsys, *RANK, str(path), *options)
     assert [(hit["index"], hit["truncated"]) for hit in answer["hits"]] == [(1, False), (0, True)]
     assert answer["model"] == "all-MiniLM-L6-v2"

@@ -30,7 +30,8 @@ def report(capsys, *arguments, code=0):
 
 def test_a_sound_machine(embedded, capsys):
     found = report(capsys)
-    assert [row["model"] for row in found["self_test"]] == ["all-MiniLM-L6-v2", "tamis-mini"]
+    assert [row["model"] for row in found["self_test"]] == ["tamis-mini", "tamis-mini", "all-MiniLM-L6-v2"]
+    assert [row["mode"] for row in found["self_test"]] == ["fusion", "cross-encoder", "bi-encoder"]
     for row in found["self_test"]:
         assert row["passed"]
         assert row["packed"]
@@ -62,7 +63,7 @@ def test_the_page_fits_80_columns_and_a_pipe(embedded, capsys, monkeypatch):
     assert all(line == line.rstrip() for line in out.splitlines())
     for title in ("Versions", "Devices", "Extras", "Models that need no network", "Caches", "Self-test"):
         assert f"\n{title}\n" in f"\n{out}"
-    assert out.count("passed: ") == 2
+    assert out.count("passed: ") == 3
 
 
 def test_dtype_is_what_load_takes(embedded, capsys):
@@ -118,8 +119,10 @@ def test_a_wrong_order_is_found(embedded, capsys, monkeypatch):
     monkeypatch.setattr(self_test, "PASSAGES", PASSAGES[::-1])
     assert main(["doctor"]) == 1
     out, err = capsys.readouterr()
-    assert out.count("FAILED: it ranked") == 2
-    assert re.match(r"tamis: error: the self-test of all-MiniLM-L6-v2 failed: it ranked .* \[1, 2\] come first\n", err)
+    assert out.count("FAILED: it ranked") == 3
+    assert re.match(
+        r"tamis: error: the self-test of tamis-mini \(fusion\) failed: it ranked .* \[1, 2\] come first\n", err
+    )
 
 
 def test_a_model_that_cannot_be_loaded_is_told(monkeypatch):

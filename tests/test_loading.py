@@ -42,7 +42,7 @@ def test_embedded_needs_no_network():
             print(ranking[0].index, reranker.mode, reranker.stats()["dtype"])
     """)
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout.split()[:2] == ["1", "bi-encoder"]
+    assert done.stdout.split()[:2] == ["1", "fusion"]
     assert done.stderr == ""  # quiet: no progress bar, no report
 
 

@@ -58,8 +58,8 @@ def test_tamis_mini_is_an_ordinary_cross_encoder():
         np.testing.assert_allclose(reranker.logits(QUERY, PASSAGES), expected, atol=1e-4)
 
 
-def test_the_default_is_the_bi_encoder():
-    with tamis.load(dim=64) as short, tamis.load() as whole:
+def test_the_bi_encoder_alone_is_a_mode_away():
+    with tamis.load(mode="bi-encoder", dim=64) as short, tamis.load(mode="bi-encoder") as whole:
         assert short.model == whole.model == "all-MiniLM-L6-v2"
         assert short.mode == whole.mode == "bi-encoder"
 

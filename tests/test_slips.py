@@ -114,8 +114,8 @@ def test_a_hub_id_is_misspelt_and_there_is_no_network(classifier, tmp_path):
         ("bge-reranker-base", ["not a folder", "not a hub id", "ORGANISATION/NAME"]),
         ("./models/mine", ["not a folder", "looked for from"]),
         ("", ["empty string; leave it out"]),
-        ("all-MiniLM-L6-v2", ["Tamis's own", "is tamis.load()."]),
-        ("tamis-mini", ['tamis.load(mode="cross-encoder")']),
+        ("all-MiniLM-L6-v2", ["Tamis's own", 'tamis.load(mode="bi-encoder")']),
+        ("tamis-mini", ["Tamis's own", "is tamis.load()."]),
     ],
 )
 def test_a_model_that_is_nowhere(model, parts):

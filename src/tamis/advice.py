@@ -15,8 +15,8 @@ _OTHER_NAMES = {
 }  # fmt: skip
 _OWN_MODELS = {
     "embedded": "tamis.load()",
-    "all-MiniLM-L6-v2": "tamis.load()",
-    "tamis-mini": 'tamis.load(mode="cross-encoder")',
+    "all-MiniLM-L6-v2": 'tamis.load(mode="bi-encoder")',
+    "tamis-mini": "tamis.load()",
     "bm25": 'tamis.load(mode="lexical")',
     "SmolLM2-135M-Instruct": "tamis.load_rankrag()",
 }

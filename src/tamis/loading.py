@@ -72,11 +72,13 @@ def load(
 
     Args:
         model: A hub id, a local folder or a `.gguf` file; with mode="remote" a URL. None needs no network and no GPU:
-            it is the embedded all-MiniLM-L6-v2; with `mode="cross-encoder"` tamis-mini, which comes with Tamis; with
-            `mode="rankrag"` the embedded RankRAG model.
-        mode: "lexical", "cross-encoder", "causal-lm", "layerwise", "bi-encoder", "late-interaction" or "rankrag"; read
-            from the checkpoint if None. With "causal-lm" or "rankrag" any chat model ranks; untuned ones do it badly.
-            "remote" has a server score: see docs/remote.md.
+            it is tamis-mini beside the embedded all-MiniLM-L6-v2; with `mode="cross-encoder"` tamis-mini alone, which
+            comes with Tamis; with `mode="bi-encoder"` all-MiniLM-L6-v2 alone; with `mode="rankrag"` the embedded
+            RankRAG model.
+        mode: "lexical", "cross-encoder", "causal-lm", "layerwise", "bi-encoder", "fusion", "late-interaction" or
+            "rankrag"; read from the checkpoint if None. With "causal-lm" or "rankrag" any chat model ranks; untuned
+            ones do it badly. "fusion" adds the similarity of the bi-encoder that the checkpoint's `fusion.json` names
+            to a cross-encoder's logit. "remote" has a server score: see docs/remote.md.
         family: One of `tamis.list_families()`; read from the checkpoint if None.
         num_layers: Keep only the first n layers of a deeper model.
         device: "cpu", "cuda:0", ...; the first CUDA device if there is one, else the CPU. A list loads a copy on each,
@@ -196,14 +198,14 @@ def load(
 
 
 def _default(options: LoadOptions) -> Checkpoint:
-    """What no model means: the embedded model of the mode, the bi-encoder where none is named."""
+    """What no model means: the model of the mode that needs no network; tamis-mini where none is named."""
     from tamis.checkpoint import Checkpoint
 
     if "rankrag" in (options.mode, options.family):
         from tamis.rankrag.embedded import embedded
 
         return embedded()
-    if options.mode == "cross-encoder" and options.family is None:
+    if options.mode in ("cross-encoder", "fusion") or (options.mode is None and options.family in (None, "fusion")):
         return Checkpoint.shipped()
     return Checkpoint.embedded()
 

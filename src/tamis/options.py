@@ -23,7 +23,10 @@ HeadIndex: TypeAlias = Literal["reference", "layer"]
 Scale: TypeAlias = Literal["logit", "probability", "cosine"]
 ApiName: TypeAlias = Literal["nim", "tei", "vllm", "cohere", "jina", "voyage"]
 
-MODES = ("lexical", "cross-encoder", "causal-lm", "layerwise", "bi-encoder", "late-interaction", "rankrag", "remote")
+MODES = (
+    "lexical", "cross-encoder", "causal-lm", "layerwise", "bi-encoder", "fusion", "late-interaction", "rankrag",
+    "remote",
+)  # fmt: skip
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 QUEUE_TOKENS = 8 * 2**20
 CACHE_BYTES = 64 * 2**20

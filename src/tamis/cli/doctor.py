@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         show(*rendered(report))
     failed = [row for row in report["self_test"] if not row["passed"]]
     for row in failed:
-        say(f"error: the self-test of {row['model']} failed: {row['problem']}")
+        say(f"error: the self-test of {row['model']} ({row['mode']}) failed: {row['problem']}")
     return 1 if failed or report["broken"] else 0
 
 
@@ -90,7 +90,7 @@ def rendered(report: dict[str, Any]) -> list[RenderableType]:
         ("Models that need no network", _models(report["models"] or [])),
         ("Caches", _caches(report["caches"] or [])),
         ("Environment", report["environment"].items()),
-        ("Self-test", [(row["model"], _outcome(row)) for row in report["self_test"]]),
+        ("Self-test", [(f"{row['model']} ({row['mode']})", _outcome(row)) for row in report["self_test"]]),
         ("To do", [("", note) for note in [*report["notes"], *report["broken"]]]),
     ):
         parts += _section(title, rows)

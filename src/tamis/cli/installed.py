@@ -27,7 +27,7 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "huggingface-
 FRAMEWORKS = ("llama-index-core", "langchain-core", "langchain-classic", "langgraph", "ray")
 BRINGS = {  # extra: what it is for
     "completion": "completion of this command in bash, zsh and fish",
-    "embedded": "all-MiniLM-L6-v2, the model of tamis.load()",
+    "embedded": "all-MiniLM-L6-v2, which tamis.load() puts beside tamis-mini",
     "eval": "tamis eval",
     "gguf": "models in GGUF files",
     "otel": "spans and metrics for OpenTelemetry",
@@ -121,8 +121,8 @@ def models() -> list[dict[str, Any]]:
 
     rows = []
     for name, call, find in (
-        (EMBEDDED, "tamis.load()", Checkpoint.embedded),
-        (MINI, 'tamis.load(mode="cross-encoder")', Checkpoint.shipped),
+        (MINI, "tamis.load()", Checkpoint.shipped),
+        (EMBEDDED, 'tamis.load(mode="bi-encoder")', Checkpoint.embedded),
         (rankrag.EMBEDDED, "tamis.load_rankrag()", rankrag.embedded),
     ):
         try:

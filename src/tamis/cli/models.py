@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
         _show(
             rows,
             f"embedded: {EMBEDDED}, {state}",
-            f'shipped: {MINI}, tamis.load(mode="cross-encoder")',
+            f"shipped: {MINI}, tamis.load(), which puts the embedded one beside it",
             "`tamis models FAMILY` tells its prompt, score and limit.",
         )
 

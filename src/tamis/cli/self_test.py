@@ -1,6 +1,6 @@
 """A test of ten seconds: the models that are here rank what has a known order.
 
-Every load compares the packed form with one sequence at a time, and goes on padded where they differ: the two models of
+Every load compares the packed form with one sequence at a time, and goes on padded where they differ: the models of
 the test run packed on every machine that was tried, so that `packed` says whether this one is another.
 """
 
@@ -29,13 +29,13 @@ def self_test() -> list[dict[str, Any]]:
     from tamis.checkpoint import EMBEDDED, MINI, Checkpoint
     from tamis.errors import MissingExtra
 
-    modes = {MINI: "cross-encoder"}
+    tests = [(MINI, "cross-encoder")]
     try:
         Checkpoint.embedded()
-        modes = {EMBEDDED: "bi-encoder", **modes}
+        tests = [(MINI, "fusion"), *tests, (EMBEDDED, "bi-encoder")]
     except MissingExtra:
         pass
-    return [_tested(model, mode) for model, mode in modes.items()]
+    return [_tested(model, mode) for model, mode in tests]
 
 
 def _tested(model: str, mode: str) -> dict[str, Any]:

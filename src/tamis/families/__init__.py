@@ -62,6 +62,7 @@ _BUILT_IN = (
     "decoders",
     "bce",
     "jina",
+    "fusion",
     "sequence_classification",
     "late_interaction",
     "dual_encoders",

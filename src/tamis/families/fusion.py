@@ -1,0 +1,94 @@
+"""Fusion: a cross-encoder whose folder names a bi-encoder, in `fusion.json`, whose similarity is added to its logit.
+
+    {"bi_encoder": "embedded", "weight": 14.0, "scale": 0.9, "offset": -3.1}
+
+`bi_encoder` is a folder beside that file, a folder, a hub id, or "embedded". The others are those of
+`tamis.scorers.fusion.Blend`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from tamis.checkpoint import Checkpoint, read_json
+from tamis.errors import CorruptCheckpoint
+from tamis.families import Family, resolve
+from tamis.options import LoadOptions
+from tamis.scorers.base import Scorer
+
+if TYPE_CHECKING:
+    from tamis.scorers.fusion import Blend
+
+FILE = "fusion.json"
+_USUAL = {"weight": None, "scale": 1.0, "offset": 0.0}
+_FITS: Mapping[str, Callable[[float], bool]] = {
+    "weight": lambda value: value >= 0,
+    "scale": lambda value: value > 0,
+    "offset": lambda value: True,
+}
+
+
+def build(checkpoint: Checkpoint, options: LoadOptions) -> Scorer:
+    """Both models, with the caller's options as far as each has a use for them.
+
+    Raises:
+        CorruptCheckpoint: `fusion.json` does not say what is needed.
+        InvalidInput: An option means nothing here.
+        MissingExtra: The bi-encoder is the embedded one, which is not installed.
+    """
+    from tamis.scorers.fusion import FusionScorer
+
+    options.allow("fusion", "dim", "cache_dtype")
+    other, blend = _read(checkpoint)
+    alone = replace(options, family=None, mode="cross-encoder", dim=None, cache_dtype=None)
+    beside = replace(options, family=None, mode="bi-encoder", revision=None, trust_remote_code=False)
+    with ExitStack() as stack:
+        cross = resolve(checkpoint, alone).build(checkpoint, alone)
+        stack.callback(cross.close)
+        similar = resolve(other, beside).build(other, beside)
+        stack.pop_all()
+    return FusionScorer(cross, similar, model=checkpoint.name, blend=blend)
+
+
+def _read(checkpoint: Checkpoint) -> tuple[Checkpoint, Blend]:
+    from tamis.scorers.fusion import Blend
+
+    file = checkpoint.root / FILE
+    said = read_json(file)
+    if not isinstance(said, Mapping) or not isinstance(said.get("bi_encoder"), str):
+        raise CorruptCheckpoint(f'{file} names no bi-encoder; write {{"bi_encoder": FOLDER_OR_HUB_ID, "weight": ...}}.')
+    numbers = {name: said.get(name, usual) for name, usual in _USUAL.items()}
+    for name, value in numbers.items():
+        if not _is_number(value) or not _FITS[name](value):
+            raise CorruptCheckpoint(
+                f"{file}: {name} is {value!r}; weight is a number of at least 0, scale one above 0, and offset any."
+            )
+    return _named(checkpoint, said["bi_encoder"]), Blend(**numbers)
+
+
+def _named(checkpoint: Checkpoint, name: str) -> Checkpoint:
+    if name == "embedded":
+        return Checkpoint.embedded()
+    inside = checkpoint.root / name
+    return Checkpoint.find(inside if name and inside.is_dir() else name)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+FAMILIES = (
+    Family(
+        "fusion",
+        "fusion",
+        "a cross-encoder whose fusion.json names a bi-encoder: tamis-mini, which tamis.load() opens",
+        "sigmoid of scale * (logit + weight * similarity) + offset",
+        build,
+        template="what its two models read",
+        matches=lambda checkpoint: (checkpoint.root / FILE).is_file(),
+    ),
+)

@@ -1,0 +1,79 @@
+"""`fusion`: a cross-encoder's logit and a bi-encoder's similarity, as one number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from tamis.budget import TokenCounter
+from tamis.scorers.base import Scorer, Scores
+from tamis.scores import sigmoid
+from tamis.steps import Steps
+
+
+@dataclass(frozen=True, slots=True)
+class Blend:
+    """How two logits become one: `scale * (cross + weight * similarity) + offset`.
+
+    Attributes:
+        weight: Of the similarity; at least 0.
+        scale: Above 0, so that a higher sum is a higher logit.
+        offset: What makes the sigmoid of the whole a probability.
+    """
+
+    weight: float
+    scale: float = 1.0
+    offset: float = 0.0
+
+
+class FusionScorer:
+    """Two scorers over the same passages, each on its own engine; every passage is read by both.
+
+    Args:
+        cross: The cross-encoder.
+        similar: The bi-encoder; it keeps passage vectors between calls.
+        model: What the checkpoint was called.
+        blend: How their logits are added.
+    """
+
+    mode = "fusion"
+
+    def __init__(self, cross: Scorer, similar: Scorer, *, model: str, blend: Blend) -> None:
+        self.model = model
+        self._cross = cross
+        self._similar = similar
+        self._blend = blend
+        self.count_tokens: TokenCounter | None = cross.count_tokens
+
+    def steps(self, query: str, passages: Sequence[str]) -> Steps[Scores]:
+        """Vectors first, which are often known already; then the pairs.
+
+        A passage counts as truncated where either model read less than all of it, and its window is the
+        cross-encoder's. None counts as cached, since every pair is read anew.
+        """
+        similar = yield from self._similar.steps(query, passages)
+        cross = yield from self._cross.steps(query, passages)
+        blend = self._blend
+        return Scores(
+            blend.scale * (cross.logits + blend.weight * similar.logits) + blend.offset,
+            cross.truncated | similar.truncated,
+            cross.tokens + similar.tokens,
+            windows=cross.windows,
+        )
+
+    def to_score(self, logit: float) -> float:
+        """See `tamis.scores.sigmoid`."""
+        return sigmoid(logit)
+
+    def stats(self) -> Mapping[str, Any]:
+        """The cross-encoder's counters, and the bi-encoder's as `bi_encoder_...`."""
+        apart = {f"bi_encoder_{name}": value for name, value in self._similar.stats().items()}
+        return {**self._cross.stats(), **apart}
+
+    def close(self) -> None:
+        """Gives both checkpoints back."""
+        with ExitStack() as stack:
+            stack.callback(self._similar.close)
+            stack.callback(self._cross.close)
