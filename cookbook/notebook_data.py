@@ -1,11 +1,15 @@
 """What several notebooks read: the documentation of some modules of Python's standard library, and questions about it.
 
-Which entries answer a question was settled from the library's documentation, before any model was run.
+    python cookbook/notebook_data.py FOLDER
+
+writes them as a collection for `tamis eval`. Which entries answer a question was settled from the library's documentation,
+before any model was run.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -139,3 +143,7 @@ def save_collection(folder: Path) -> Path:
 
 def _write(path: Path, rows: Iterable[dict[str, str]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    save_collection(Path(sys.argv[1]))

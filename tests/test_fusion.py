@@ -102,7 +102,7 @@ def test_what_means_nothing_for_the_two_together_is_refused(folder, options):
 
 def test_dimensions_are_those_of_the_bi_encoder(folder):
     with tamis.load(folder, dim=8) as fused:
-        assert fused.stats()["bi_encoder_dims"] == [8]
+        assert fused.stats()["bi_encoder_dims"] == fused.stats()["dims"] == [8]
     with pytest.raises(tamis.InvalidInput, match="dimensions"):
         tamis.load(folder, dim=4096)
 

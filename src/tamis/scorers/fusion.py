@@ -68,9 +68,10 @@ class FusionScorer:
         return sigmoid(logit)
 
     def stats(self) -> Mapping[str, Any]:
-        """The cross-encoder's counters, and the bi-encoder's as `bi_encoder_...`."""
-        apart = {f"bi_encoder_{name}": value for name, value in self._similar.stats().items()}
-        return {**self._cross.stats(), **apart}
+        """The cross-encoder's counters; the bi-encoder's as `bi_encoder_...`, and as they are where it alone has them."""
+        similar = self._similar.stats()
+        apart = {f"bi_encoder_{name}": value for name, value in similar.items()}
+        return {**similar, **self._cross.stats(), **apart}
 
     def close(self) -> None:
         """Gives both checkpoints back."""
