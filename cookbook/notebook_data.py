@@ -2,8 +2,8 @@
 
     python cookbook/notebook_data.py FOLDER
 
-writes them as a collection for `tamis eval`. Which entries answer a question was settled from the library's documentation,
-before any model was run.
+writes them as a collection for `tamis eval`. Which entries answer a question was settled from the library's
+documentation, before any model was run.
 """
 
 from __future__ import annotations
