@@ -68,7 +68,7 @@ class FusionScorer:
         return sigmoid(logit)
 
     def stats(self) -> Mapping[str, Any]:
-        """The cross-encoder's counters, and the bi-encoder's: as `bi_encoder_...`, and plain where it alone has them."""
+        """The cross-encoder's counters; the bi-encoder's as `bi_encoder_...`, or plain where it alone has them."""
         similar = self._similar.stats()
         apart = {f"bi_encoder_{name}": value for name, value in similar.items()}
         return {**similar, **self._cross.stats(), **apart}
