@@ -100,6 +100,19 @@ def test_what_means_nothing_for_the_two_together_is_refused(folder, options):
         tamis.load(folder, **options)
 
 
+def test_lengths_and_layers_are_those_of_the_cross_encoder(folder):
+    with tamis.load(max_length=512, dtype="float32") as whole, tamis.load(dtype="float32") as usual:
+        assert whole.logits(QUERY, TEXTS) == usual.logits(QUERY, TEXTS)  # its limit; the bi-encoder's is 256
+    with (
+        tamis.load(folder, num_layers=1, dtype="float32") as fused,
+        tamis.load(folder, mode="cross-encoder", num_layers=1, dtype="float32") as cross,
+        tamis.load(folder / "beside", dtype="float32") as similar,
+    ):
+        logits, cosines = cross.logits(QUERY, TEXTS), similar.logits(QUERY, TEXTS)
+        expected = [0.5 * (a + 30.0 * b) - 1.25 for a, b in zip(logits, cosines, strict=True)]
+        assert fused.logits(QUERY, TEXTS) == pytest.approx(expected, abs=1e-6)
+
+
 def test_dimensions_are_those_of_the_bi_encoder(folder):
     with tamis.load(folder, dim=8) as fused:
         assert fused.stats()["bi_encoder_dims"] == fused.stats()["dims"] == [8]
@@ -232,6 +245,13 @@ def test_the_command_over_the_shipped_models(tmp_path, capsys):
     assert "is no folder" in capsys.readouterr().err
     assert main(["fuse", str(folder), "--data", str(data), "--limit", "0"]) == 2
     assert "--limit is 0" in capsys.readouterr().err
+
+
+def test_training_judges_the_one_that_was_trained(folder):
+    from tamis.training.cross_encoder import Options, load
+
+    with load(folder, Options()) as judged:
+        assert judged.mode == "cross-encoder"
 
 
 def test_what_is_written_is_what_was_given(tmp_path):

@@ -80,16 +80,16 @@ def load(
             ones do it badly. "fusion" adds the similarity of the bi-encoder that the checkpoint's `fusion.json` names
             to a cross-encoder's logit. "remote" has a server score: see docs/remote.md.
         family: One of `tamis.list_families()`; read from the checkpoint if None.
-        num_layers: Keep only the first n layers of a deeper model.
+        num_layers: Keep only the first n layers of a deeper model; of a fusion's cross-encoder.
         device: "cpu", "cuda:0", ...; the first CUDA device if there is one, else the CPU. A list loads a copy on each,
             and the one that is free takes the next batch.
         dtype: "float32", "bfloat16" or "float16"; "auto" is bfloat16 on devices that compute in it, else float32.
             Heads, pooling and scores are float32 or wider whatever it is.
         max_length: Tokens of a sequence, special tokens and prompt included: query and passage together where the
-            model reads them together, each text of a bi-encoder, a passage in late interaction. The published or the
-            checkpoint's own limit if None.
-        dim: bi-encoder: compare this many leading dimensions, re-normalised (MRL). A growing list is a funnel: all
-            passages at the first, the better half at the next, and so on.
+            model reads them together (a fusion's cross-encoder too), each text of a bi-encoder, a passage in late
+            interaction. The published or the checkpoint's own limit if None.
+        dim: bi-encoder, fusion: compare this many leading dimensions, re-normalised (MRL). A growing list is a funnel:
+            all passages at the first, the better half at the next, and so on.
         layer: layerwise: the layer whose head scores; deeper ones are not run. A growing list is a cascade: all
             passages at the first, the better half again at the next. Scores of different layers are never mixed:
             those left behind come last, with score 0.
@@ -102,8 +102,8 @@ def load(
         revision: Branch, tag or commit of a hub id.
         head: "require" refuses a checkpoint without a trained head; "new" lets one be made, to be trained.
         trust_remote_code: Run Python code that the checkpoint brings along.
-        cache_bytes: bi-encoder and late-interaction: how much memory passage vectors may take between calls; 0 keeps
-            none.
+        cache_bytes: bi-encoder, fusion and late-interaction: how much memory passage vectors may take between calls; 0
+            keeps none.
         score_cache_bytes: How much memory the outcome of whole sequences may take between calls, keyed by a digest
             of their tokens; 0 keeps none.
         weight: This reranker's own share of the device, against others on the same engine: 2 has twice the share of
@@ -114,7 +114,7 @@ def load(
         passage_model: bi-encoder: the checkpoint that reads passages, where `model` reads queries only (DPR, Dragon).
             `revision` is of `model`; to pin this one, pass the folder of a snapshot.
         similarity: bi-encoder: "cosine" or "dot"; read from the checkpoint if None.
-        cache_dtype: bi-encoder and late-interaction: what passage vectors are kept in, "float32" or "float16".
+        cache_dtype: bi-encoder, fusion and late-interaction: what passage vectors are kept in, "float32" or "float16".
         compress_ratio: Lightweight layerwise models: how many of a passage's tokens become one at `compress_layers`;
             without it nothing is compressed.
         compress_layers: Before which layers; 8 if None, as in the published code.

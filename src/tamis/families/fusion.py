@@ -35,6 +35,8 @@ _FITS: Mapping[str, Callable[[float], bool]] = {
 def build(checkpoint: Checkpoint, options: LoadOptions) -> Scorer:
     """Both models, with the caller's options as far as each has a use for them.
 
+    `max_length` and `num_layers` are the cross-encoder's. The bi-encoder is read whole, and reads what it always does.
+
     Raises:
         CorruptCheckpoint: `fusion.json` does not say what is needed.
         InvalidInput: An option means nothing here.
@@ -45,7 +47,8 @@ def build(checkpoint: Checkpoint, options: LoadOptions) -> Scorer:
     options.allow("fusion", "dim", "cache_dtype")
     other, blend = _read(checkpoint)
     alone = replace(options, family=None, mode="cross-encoder", dim=None, cache_dtype=None)
-    beside = replace(options, family=None, mode="bi-encoder", revision=None, trust_remote_code=False)
+    beside = replace(options, family=None, mode="bi-encoder", max_length=None, num_layers=None)
+    beside = replace(beside, revision=None, trust_remote_code=False)  # said of the one that the caller named
     with ExitStack() as stack:
         cross = resolve(checkpoint, alone).build(checkpoint, alone)
         stack.callback(cross.close)

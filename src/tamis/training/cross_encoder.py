@@ -208,13 +208,17 @@ def save(trainer: CrossEncoderTrainer, folder: Path, options: Options, examples:
 
 
 def load(model: str | Path, options: Options) -> Reranker:
-    """The reranker that the run is judged by: a bi-encoder as such, before it has become a cross-encoder."""
+    """The reranker that the run is judged by: a bi-encoder as such, before it has become a cross-encoder.
+
+    Of a fusion it is the cross-encoder alone, since that is what was trained.
+    """
     from tamis import load as load_reranker
+    from tamis.families.fusion import FILE
 
     found = checkpoint(str(model))
     if found.model_type in decoders():
         return load_reranker(found.root, family=DECODER_FAMILY, num_layers=options.num_layers)
-    return load_reranker(found.root)
+    return load_reranker(found.root, mode="cross-encoder" if (found.root / FILE).is_file() else None)
 
 
 def usage(folder: Path) -> str:
