@@ -369,8 +369,9 @@ def test_logit_score_without_roles_or_template_is_refused(tmp_path):
     with pytest.raises(tamis.UnknownFamily, match="roles 'query' and 'document'"):
         tamis.load(logit_score(tmp_path / "a", template=lost))
     raising = "{{ raise_exception('only user and assistant') }}"
-    with pytest.raises(tamis.UnknownFamily, match="roles 'query' and 'document'"):
+    with pytest.raises(tamis.UnknownFamily, match="roles 'query' and 'document'") as refused:
         tamis.load(logit_score(tmp_path / "b", template=raising))
+    assert "only user and assistant" in str(refused.value.__cause__)
     glued = logit_score(tmp_path / "c")
     tiny_lm.edit(glued / "sentence_bert_config.json", "modality_config")
     with pytest.raises(tamis.UnknownFamily, match="message modality"):

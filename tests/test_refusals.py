@@ -191,8 +191,9 @@ def test_dates_in_templates_do_not_change_scores_overnight(tmp_path):
 
 def test_templates_that_fail_in_any_way(tmp_path):
     folder = tiny_lm.save(tmp_path, "llama", "ForCausalLM", template="{{ 1 // 0 }}")
-    with pytest.raises(tamis.UnknownFamily, match="no chat template"):
+    with pytest.raises(tamis.UnknownFamily, match="no chat template") as refused:
         tamis.load(folder, mode="causal-lm")
+    assert isinstance(refused.value.__cause__, ZeroDivisionError)
 
 
 def test_a_registry_survives_a_folder_that_is_gone(tmp_path):

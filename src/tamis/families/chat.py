@@ -53,14 +53,15 @@ def logit_score_prompt(tokenizer: TextTokenizer, checkpoint: Checkpoint, options
         settings.pop(key, None)
     system = [{"role": "system", "content": prompt}] if prompt else []
     pair = [{"role": "query", "content": " {query} "}, {"role": "document", "content": " {passage} "}]
+    refusals: list[Exception] = []
     for messages in (system + pair, _structured(system + pair)):
-        found = _prompt(tokenizer, messages, settings)
+        found = _prompt(tokenizer, messages, settings, refusals)
         if found is not None:
             return found
     raise UnknownFamily(
         f"The chat template of {checkpoint.name} does not carry the roles 'query' and 'document', which its "
         "LogitScore module needs. Fetch the tokenizer's files again, or pass family=."
-    )
+    ) from next(iter(refusals), None)
 
 
 def yes_no_ids(tokenizer: TextTokenizer, checkpoint: Checkpoint) -> list[int]:
@@ -88,24 +89,28 @@ def zero_shot_prompt(tokenizer: TextTokenizer, checkpoint: Checkpoint, options: 
     task = options.instruction or ZERO_SHOT_TASK
     turn = {"role": "user", "content": ZERO_SHOT_TURN}
     merged = {"role": "user", "content": f"{task}\n\n{ZERO_SHOT_TURN}"}
+    refusals: list[Exception] = []
     if tokenizer.chat is not None:
         for messages in ([{"role": "system", "content": task}, turn], [merged]):  # some templates have no system
-            found = _prompt(tokenizer, messages, {"add_generation_prompt": True, "enable_thinking": False})
+            found = _prompt(tokenizer, messages, {"add_generation_prompt": True, "enable_thinking": False}, refusals)
             if found is not None and task.strip() in found.pieces[0]:
                 return found
     raise UnknownFamily(
         f"{checkpoint.name} has no chat template that takes a question, so that it cannot be asked as a chat model. "
         "If you know the prompt that it was trained with, register a family with it; see tamis.register."
-    )
+    ) from next(iter(refusals), None)
 
 
-def _prompt(tokenizer: TextTokenizer, messages: Messages, settings: dict[str, Any]) -> Prompt | None:
-    """The template's text with the slots where the contents go; None if it loses one or refuses a role."""
+def _prompt(
+    tokenizer: TextTokenizer, messages: Messages, settings: dict[str, Any], refusals: list[Exception]
+) -> Prompt | None:
+    """The template's text with the slots where the contents go; None if it loses one, or fails, as `refusals` tells."""
     if tokenizer.chat is None:
         return None
     try:
         text = tokenizer.chat(list(messages), **{"date_string": DATE, **settings})
-    except Exception:  # noqa: BLE001 - a template is a program, and may fail in any way
+    except Exception as error:  # noqa: BLE001 - a template is a program, and may fail in any way
+        refusals.append(error)
         return None
     if text.count("{passage}") != 1 or "{query}" not in text:
         return None
