@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tamis import load, load_rankrag
-from tamis.cli.model_options import EMBEDDED, LEXICAL, OPTIONS, OWN, Spec, add_model_options, read_spec
+from tamis.cli.model_options import (
+    EMBEDDED,
+    LEXICAL,
+    OPTIONS,
+    OWN,
+    Spec,
+    add_data_options,
+    add_model_options,
+    read_spec,
+)
 from tamis.cli.output import say, show, status, write_json
 from tamis.errors import InvalidInput
 from tamis.evaluation.collection import Collection, read_collection
@@ -35,18 +44,12 @@ def add_command(commands: Any) -> None:
     parser.set_defaults(run=run)
     add = parser.add_argument
     add("models", nargs="*", metavar="MODEL", help="what reranks (default: the embedded model)")
-    add(
-        "--data", nargs="+", action="extend", required=True, metavar="DIR",
-        help="folders with corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv, as BEIR's are",
-    )  # fmt: skip
-    add("--split", default="dev", metavar="S", help="which qrels (default: dev)")
+    add_data_options(parser)
     add("--first-stage", default=LEXICAL, metavar="M", help="bm25, or a bi-encoder (default: bm25)")
     add("--run", nargs="+", action="extend", metavar="FILE", dest="runs", help="TREC files instead, one for each DIR")
     add("--top", type=int, metavar="N", help="rerank its best N (default: 100; with --rankrag 20)")
-    add("--limit", type=int, metavar="Q", help="Q queries of each DIR at most, drawn with the seed")
     add("--dims", type=_dims, metavar="D,D,...", help="bi-encoders: quality at these numbers of dimensions, and at all")
     add("--precision", type=float, default=0.9, metavar="P", help="suggest a min_score for this too (default: 0.9)")
-    add("--seed", type=int, default=0, metavar="N", help="of what is drawn (default: 0)")
     add("--json", metavar="FILE", help="write everything there; - is standard output, instead of tables")
     add("--per-query", metavar="FILE", help="write JSON lines for error analysis there")
     add("--plots", metavar="DIR", help="write PNG files there")

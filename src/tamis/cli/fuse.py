@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from tamis.cli.model_options import EMBEDDED
+from tamis.cli.model_options import EMBEDDED, add_data_options
 from tamis.cli.output import say, show, status, write_json
 from tamis.errors import InvalidInput
 
@@ -16,19 +16,15 @@ def add_command(commands: Any) -> None:
     parser = commands.add_parser(
         "fuse",
         help="add a bi-encoder's similarity to a cross-encoder",
-        description="Fit, to collections with known answers, how much of a bi-encoder's similarity is added to a "
-        "cross-encoder's logit, and write that into its folder (fusion.json). tamis.load(FOLDER) is both models then; "
-        'with mode="cross-encoder" it is the one alone.',
+        description="Fit how much of a bi-encoder's similarity is added to a cross-encoder's logit, to queries with "
+        "known answers that neither was trained on, and write that into the cross-encoder's folder (fusion.json). "
+        'tamis.load(FOLDER) is both models then; with mode="cross-encoder" it is the one alone.',
     )
     parser.set_defaults(run=run)
     add = parser.add_argument
     add("folder", metavar="FOLDER", help="the cross-encoder's")
     add("--bi-encoder", default=EMBEDDED, metavar="M", help="a folder, a hub id or `embedded` (default)")
-    add(
-        "--data", nargs="+", action="extend", required=True, metavar="DIR",
-        help="folders with corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv, as BEIR's are",
-    )  # fmt: skip
-    add("--split", default="dev", metavar="S", help="which qrels: of queries not trained on (default: dev)")
+    add_data_options(parser)
     add(
         "--tolerance", type=float, default=0.0, metavar="T",
         help="take the highest weight that gives up at most this share of the nDCG@10 (default: 0); above 0 where the "
@@ -39,8 +35,6 @@ def add_command(commands: Any) -> None:
         help="scores are probabilities where this share of passages is relevant (default: the share of BM25's best)",
     )  # fmt: skip
     add("--top", type=int, default=100, metavar="N", help="score BM25's best N (default: 100)")
-    add("--limit", type=int, metavar="Q", help="Q queries of each DIR at most, drawn with the seed")
-    add("--seed", type=int, default=0, metavar="N", help="of what is drawn (default: 0)")
     add("--json", action="store_true", help="the numbers as one JSON object")
 
 

@@ -1,4 +1,4 @@
-"""How a model is named on a command line, and how it is loaded."""
+"""How models and collections are named on a command line, and how a model is loaded."""
 
 from __future__ import annotations
 
@@ -42,6 +42,18 @@ def add_model_options(group: Any) -> None:
     add("--long-documents", choices=POLICIES, default="truncate", help="what does not fit (default: truncate)")
     add("--api", choices=get_args(ApiName), help="remote: what the server speaks; its key comes from the environment")
     add("--server-model", metavar="M", help="remote: which of the server's models")
+
+
+def add_data_options(group: Any) -> None:
+    """Adds the collections that a command measures on, and which of their queries."""
+    add = group.add_argument
+    add(
+        "--data", nargs="+", action="extend", required=True, metavar="DIR",
+        help="folders with corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv, as BEIR's are",
+    )  # fmt: skip
+    add("--split", default="dev", metavar="S", help="which qrels (default: dev)")
+    add("--limit", type=int, metavar="Q", help="Q queries of each DIR at most, drawn with the seed")
+    add("--seed", type=int, default=0, metavar="N", help="of what is drawn (default: 0)")
 
 
 def numbers(text: str) -> int | list[int]:
