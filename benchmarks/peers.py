@@ -127,12 +127,10 @@ def _loops(shape: Shape) -> list[Contender]:
 
 
 def _tamis() -> list[Contender]:
-    from tamis.options import DTYPES
-
-    found = [Contender("Tamis float32", "float32", lambda w, _: tamis_run(w, "float32"))]
-    if "int8" in DTYPES:
-        found.append(Contender("Tamis int8", None, lambda w, _: tamis_run(w, "int8")))
-    return [*found, Contender("Tamis auto", tamis_auto_dtype(), lambda w, _: tamis_run(w, "auto"))]
+    return [
+        Contender("Tamis float32", "float32", lambda w, _: tamis_run(w, "float32")),
+        Contender("Tamis auto", tamis_auto_dtype(), lambda w, _: tamis_run(w, "auto")),
+    ]
 
 
 def tamis_auto_dtype(device: str = "cpu") -> str:

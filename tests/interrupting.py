@@ -1,12 +1,12 @@
 """The cross-encoder's recipe, whose training is interrupted after `AT` steps, as Ctrl-C would."""
 
-from tamis.training.cross_encoder import Options, load, save  # noqa: F401 - a recipe's module
+from tamis.training.cross_encoder import Options, arguments, load, save  # noqa: F401 - a recipe's module
 from tamis.training.cross_encoder import prepare as whole
 
 AT = 5
 
 
-def prepare(*arguments):
+def prepare(*given):
     from transformers import TrainerCallback
 
     class Interrupt(TrainerCallback):
@@ -14,6 +14,6 @@ def prepare(*arguments):
             if state.global_step == AT:
                 raise KeyboardInterrupt
 
-    trainer = whole(*arguments)
+    trainer = whole(*given)
     trainer.add_callback(Interrupt())
     return trainer

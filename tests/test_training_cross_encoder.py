@@ -338,6 +338,6 @@ def test_the_recipe_files(tmp_path, name):
     assert made.recipe == cross_encoder.NAME
     options = from_table(Options, made.options, "[options]")
     here = {**made.arguments, "bf16": False}
-    arguments = cross_encoder._arguments(replace(made, arguments=here), options, tmp_path, evaluates=True)
+    arguments = cross_encoder.arguments(replace(made, arguments=here), options, tmp_path, evaluates=True)
     assert arguments.output_dir == str(tmp_path)
     assert arguments.seed == made.seed

@@ -250,4 +250,37 @@ def test_every_recipe_has_what_a_run_calls():
         made = tt.recipe(name, Path("model"), Path("out"))
         module = recipe_module(made)
         assert name == module.NAME
-        assert all(callable(getattr(module, part)) for part in ("Options", "prepare", "save", "load"))
+        assert all(callable(getattr(module, part)) for part in ("Options", "arguments", "prepare", "save", "load"))
+
+
+OPTIONS = {
+    "embedding-distillation": {"teacher": "none"},
+    "llm-preference": {"teacher": "none"},
+    "rankrag": {"stage": "both", "sft": ["none.jsonl"]},
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_arguments_are_tried_before_anything_is_read(name, tmp_path):
+    """Neither the model nor the rows are there: what comes first is what fails."""
+    options = OPTIONS.get(name, {})
+    absent = str(tmp_path / "absent.jsonl")
+
+    def asked(**arguments):
+        made = tt.recipe(name, tmp_path / "model", tmp_path / "out", options, **arguments)
+        return replace(made, data=DataOptions((absent,)), arguments=arguments)
+
+    for run in (train, check):
+        with pytest.raises(tamis.InvalidInput, match=r"\[arguments\] does not fit .*learning_rat"):
+            run(asked(learning_rat=1e-3))
+        with pytest.raises(tamis.InvalidInput, match=r"(?s)\[arguments\] does not fit .*sometimes"):
+            run(asked(eval_strategy="sometimes"))
+        with pytest.raises(tamis.InvalidInput, match="absent"):
+            run(asked(bf16=True))  # which transformers refuses on a CPU unless it is told that it is on one
+    assert not (tmp_path / "out").exists()
+
+
+def test_arguments_of_stage_one_are_tried_too(tmp_path):
+    options = {**OPTIONS["rankrag"], "sft_arguments": {"learning_rat": 1e-3}}
+    with pytest.raises(tamis.InvalidInput, match="learning_rat"):
+        check(tt.recipe("rankrag", tmp_path / "model", tmp_path / "out", options))

@@ -92,9 +92,19 @@ def prepare(
     learnt = Rotation(width)
     learnt.begin(torch.from_numpy(first_axes(options.start, places, vectors, rows)))
     model = SentenceTransformer(modules=[Precomputed(places, vectors, str(base.root)), learnt], device="cpu")
-    arguments = st.arguments(recipe, checkpoints, use_cpu=True)
     loss = MatryoshkaAdaptorLoss(model, options.dims, options.temperature, options.label_weight)
-    return SentenceTransformerTrainer(model=model, args=arguments, train_dataset=Dataset.from_dict(rows), loss=loss)
+    return SentenceTransformerTrainer(
+        model=model, args=arguments(recipe, options, checkpoints), train_dataset=Dataset.from_dict(rows), loss=loss
+    )
+
+
+def arguments(recipe: Recipe, options: Options, checkpoints: Path) -> Any:
+    """The trainer's arguments.
+
+    Raises:
+        InvalidInput: `[arguments]` does not fit.
+    """
+    return st.arguments(recipe, checkpoints, use_cpu=True)
 
 
 def _vectors(model: str, rows: dict[str, list[str]], kept: Path) -> tuple[dict[str, int], NDArray[np.float32]]:

@@ -6,7 +6,7 @@ around every loss unless `mrl = false`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -96,13 +96,23 @@ def prepare(
     loss = _loss(model, options)
     if options.lora is not None:
         adapt(model, options.lora)
-    arguments = st.arguments(
-        recipe,
-        checkpoints,
-        batch_sampler="no_duplicates" if options.loss == "contrastive" else "batch_sampler",
-        prompts=st.column_prompts(model, list(rows)) or None,
+    prompts = st.column_prompts(model, list(rows))
+    return SentenceTransformerTrainer(
+        model=model,
+        args=arguments(recipe, options, checkpoints, prompts),
+        train_dataset=Dataset.from_dict(rows),
+        loss=loss,
     )
-    return SentenceTransformerTrainer(model=model, args=arguments, train_dataset=Dataset.from_dict(rows), loss=loss)
+
+
+def arguments(recipe: Recipe, options: Options, checkpoints: Path, prompts: Mapping[str, str] | None = None) -> Any:
+    """The trainer's arguments; `prompts` are put before the texts of each column.
+
+    Raises:
+        InvalidInput: `[arguments]` does not fit.
+    """
+    sampler = "no_duplicates" if options.loss == "contrastive" else "batch_sampler"
+    return st.arguments(recipe, checkpoints, batch_sampler=sampler, prompts=prompts or None)
 
 
 def columns(examples: Sequence[Example], options: Options, prompt: str = "") -> dict[str, list[Any]]:

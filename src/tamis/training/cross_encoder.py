@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tamis.errors import InvalidInput
 from tamis.training.adapters import Lora, merge
+from tamis.training.arguments import trainer_arguments
 from tamis.training.calibration import calibrate
 from tamis.training.checkpoints import checkpoint, decoders, is_decoder, start
 from tamis.training.ranking_losses import LISTS, LOSSES, columns, make_loss, soft
@@ -119,7 +120,7 @@ def prepare(recipe: Recipe, options: Options, examples: Sequence[Example], check
     model = _started(recipe, options, texts, checkpoints.parent / START)
     return CrossEncoderTrainer(
         model=model,
-        args=_arguments(recipe, options, checkpoints, evaluates=unseen_rows is not None),
+        args=arguments(recipe, options, checkpoints, evaluates=unseen_rows is not None),
         train_dataset=Dataset.from_dict(rows),
         eval_dataset=None if unseen_rows is None else Dataset.from_dict(unseen_rows),
         loss=make_loss(model, options),
@@ -149,14 +150,21 @@ def _started(recipe: Recipe, options: Options, texts: Iterable[str], folder: Pat
     return decoder_cross_encoder.begin(recipe, options, folder)
 
 
-def _arguments(recipe: Recipe, options: Options, checkpoints: Path, *, evaluates: bool) -> Any:
-    """sentence-transformers' own arguments: what suits, what the recipe says, and what the run needs."""
-    import torch
+def arguments(recipe: Recipe, options: Options, checkpoints: Path, *, evaluates: bool | None = None) -> Any:
+    """sentence-transformers' own arguments.
+
+    Args:
+        recipe: `seed` and `arguments` are read.
+        options: The recipe's.
+        checkpoints: Where the trainer writes.
+        evaluates: Whether there is anything to look at while it trains; None: if something is held out.
+
+    Raises:
+        InvalidInput: `[arguments]` does not fit.
+    """
     from sentence_transformers.cross_encoder import CrossEncoderTrainingArguments
 
     usual: dict[str, Any] = {
-        "report_to": "none",
-        "use_cpu": not torch.cuda.is_available(),
         "eval_strategy": "steps",
         "ddp_find_unused_parameters": False,  # DDP looks for tensors in what CrossEncoder returns, and finds none there
     }
@@ -164,13 +172,9 @@ def _arguments(recipe: Recipe, options: Options, checkpoints: Path, *, evaluates
         usual["batch_sampler"] = "no_duplicates"  # another's positive is taken for a negative
     if options.patience is not None:
         usual |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
-    fixed: dict[str, Any] = {"output_dir": str(checkpoints), "seed": recipe.seed, "data_seed": recipe.seed}
-    if not evaluates:
-        fixed |= {"eval_strategy": "no", "load_best_model_at_end": False}
-    try:
-        return CrossEncoderTrainingArguments(**{**usual, **recipe.arguments, **fixed})
-    except (TypeError, ValueError) as error:
-        raise InvalidInput(f"[arguments] does not fit CrossEncoderTrainingArguments: {error}.") from error
+    seen = options.held_out > 0 if evaluates is None else evaluates
+    fixed = {} if seen else {"eval_strategy": "no", "load_best_model_at_end": False}
+    return trainer_arguments(CrossEncoderTrainingArguments, recipe, checkpoints, usual, fixed)
 
 
 def save(trainer: CrossEncoderTrainer, folder: Path, options: Options, examples: Sequence[Example] = ()) -> None:

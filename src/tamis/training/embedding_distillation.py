@@ -7,7 +7,7 @@ once, by Tamis's engine. Where the student is narrower it gets a linear layer to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,10 +91,9 @@ def prepare(
     dims = (st.checked_dims(options.dims, whole) if options.dims else st.halves(whole)) if options.mrl else (whole,)
     texts = {"query": queries, "passage": passages}
     prompts = {"query": model.prompts.get("query") or "", "passage": model.prompts.get("document") or ""}
-    arguments = st.arguments(recipe, checkpoints, prompts=prompts if any(prompts.values()) else None)
     return SentenceTransformerTrainer(
         model=model,
-        args=arguments,
+        args=arguments(recipe, options, checkpoints, prompts),
         train_dataset={
             kind: Dataset.from_dict({"text": texts[kind], "label": np.asarray(rows)}) for kind, rows in targets.items()
         },
@@ -102,6 +101,16 @@ def prepare(
             model, dims, (options.cosine, options.similarity, options.relative), options.margin
         ),
     )
+
+
+def arguments(recipe: Recipe, options: Options, checkpoints: Path, prompts: Mapping[str, str] | None = None) -> Any:
+    """The trainer's arguments; `prompts` are put before the texts of each kind.
+
+    Raises:
+        InvalidInput: `[arguments]` does not fit.
+    """
+    said = prompts is not None and any(prompts.values())
+    return st.arguments(recipe, checkpoints, prompts=prompts if said else None)
 
 
 def save(trainer: SentenceTransformerTrainer, folder: Path, options: Options, unseen: Sequence[Example] = ()) -> None:

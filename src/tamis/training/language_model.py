@@ -21,6 +21,7 @@ from tamis.errors import InvalidInput
 from tamis.extras import need
 from tamis.options import LoadOptions
 from tamis.training.adapters import Lora
+from tamis.training.arguments import trainer_arguments
 from tamis.training.recipe import EMBEDDED, Recipe, from_table
 
 if TYPE_CHECKING:
@@ -143,12 +144,11 @@ def answer_trainer(
 
     from tamis.training.answer_trainer import AnswerCollator, AnswerTrainer
 
-    arguments = _arguments({**usual, **recipe.arguments}, recipe.seed, checkpoints)
     model, lora = adapted(start, tuning)
     with quiet_peft():
         trainer = AnswerTrainer(
             model=model,
-            args=arguments,
+            args=arguments(recipe, checkpoints, **usual),
             train_dataset=Dataset.from_list([dict(row) for row in rows]),
             processing_class=start.tokenizer,
             peft_config=lora,
@@ -160,8 +160,8 @@ def answer_trainer(
     return trainer
 
 
-def _arguments(given: Mapping[str, Any], seed: int, checkpoints: Path) -> Any:
-    """TRL's arguments: those given, and what suits the machine where nothing is said.
+def arguments(recipe: Recipe, checkpoints: Path, **usual: Any) -> Any:
+    """TRL's arguments: those of the recipe, and what suits the machine where nothing is said.
 
     Raises:
         InvalidInput: One that there is not, or that does not go with another.
@@ -169,25 +169,17 @@ def _arguments(given: Mapping[str, Any], seed: int, checkpoints: Path) -> Any:
     import torch
     from trl import SFTConfig
 
+    given = {**usual, **recipe.arguments}
     cuda = torch.cuda.is_available()
-    usual: dict[str, Any] = {
-        "seed": seed,
-        "data_seed": seed,
-        "report_to": "none",
-        "disable_tqdm": None,
-        "use_cpu": not cuda,
+    suited: dict[str, Any] = {
         "ddp_find_unused_parameters": False,
         "bf16": "fp16" not in given and (cuda or _fast_bfloat16()),
         "train_sampling_strategy": "random" if given.get("per_device_train_batch_size") == 1 else "group_by_length",
-        "output_dir": str(checkpoints),
     }
     if not {"activation_checkpointing", "gradient_checkpointing"} & set(given):
-        usual["activation_checkpointing"] = False  # TRL's default saves memory, and takes a third more time
+        suited["activation_checkpointing"] = False  # TRL's default saves memory, and takes a third more time
     fixed = {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
-    try:
-        return SFTConfig(**{**usual, **given, **fixed})
-    except (TypeError, ValueError) as error:
-        raise InvalidInput(f"[arguments] does not fit trl.SFTConfig: {error}.") from error
+    return trainer_arguments(SFTConfig, recipe, checkpoints, {**suited, **usual}, fixed)
 
 
 def adapted(start: Start, tuning: Tuning) -> tuple[Any, Any]:

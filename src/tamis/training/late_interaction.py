@@ -7,7 +7,7 @@ negatives among them; or a teacher's scores of each query's passages, by their K
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tamis.errors import InvalidInput
 from tamis.training import bi_encoder
 from tamis.training import sentence_transformer as st
+from tamis.training.arguments import trainer_arguments
 from tamis.training.checkpoints import checkpoint
 from tamis.training.recipe import Recipe
 from tamis.training.rows import Example
@@ -77,11 +78,7 @@ def prepare(
         InvalidInput: The examples lack what the loss needs.
     """
     from datasets import Dataset
-    from sentence_transformers.multi_vector_encoder import (
-        MultiVectorEncoderTrainer,
-        MultiVectorEncoderTrainingArguments,
-        losses,
-    )
+    from sentence_transformers.multi_vector_encoder import MultiVectorEncoderTrainer, losses
 
     model = begin(recipe, options)
     st.set_prompts(model, options.query_prompt, options.passage_prompt, examples)
@@ -99,12 +96,26 @@ def prepare(
             teacher_temperature=options.teacher_temperature,
             mini_batch_size=options.mini_batch,
         )
-    usual = {
-        "batch_sampler": "no_duplicates" if options.loss == "contrastive" else "batch_sampler",
-        "prompts": st.column_prompts(model, list(rows)) or None,
-    }
-    arguments = MultiVectorEncoderTrainingArguments(**st.usual_arguments(recipe, checkpoints, usual))
-    return MultiVectorEncoderTrainer(model=model, args=arguments, train_dataset=Dataset.from_dict(rows), loss=loss)
+    prompts = st.column_prompts(model, list(rows))
+    return MultiVectorEncoderTrainer(
+        model=model,
+        args=arguments(recipe, options, checkpoints, prompts),
+        train_dataset=Dataset.from_dict(rows),
+        loss=loss,
+    )
+
+
+def arguments(recipe: Recipe, options: Options, checkpoints: Path, prompts: Mapping[str, str] | None = None) -> Any:
+    """The trainer's arguments; `prompts` are put before the texts of each column.
+
+    Raises:
+        InvalidInput: `[arguments]` does not fit.
+    """
+    from sentence_transformers.multi_vector_encoder import MultiVectorEncoderTrainingArguments
+
+    sampler = "no_duplicates" if options.loss == "contrastive" else "batch_sampler"
+    usual = {"batch_sampler": sampler, "prompts": prompts or None}
+    return trainer_arguments(MultiVectorEncoderTrainingArguments, recipe, checkpoints, usual)
 
 
 def begin(recipe: Recipe, options: Options) -> MultiVectorEncoder:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tamis.errors import InvalidInput
 from tamis.training import language_model
+from tamis.training.arguments import trainer_arguments
 from tamis.training.language_model import Tuning
 from tamis.training.recipe import Recipe
 from tamis.training.rows import Example
@@ -83,8 +84,7 @@ def prepare(recipe: Recipe, options: Options, examples: Sequence[Example], check
         InvalidInput: No example has both, or the model is of an architecture that the layout does not hold.
     """
     language_model.check_installed()
-    import torch
-    from transformers import TrainingArguments, set_seed
+    from transformers import set_seed
 
     from tamis.training.layerwise_trainer import GroupCollator, LayerwiseModel, LayerwiseTrainer, tokenised
 
@@ -98,25 +98,25 @@ def prepare(recipe: Recipe, options: Options, examples: Sequence[Example], check
 
         with language_model.quiet_peft():
             body = get_peft_model(body, language_model.lora_config(options.lora, "FEATURE_EXTRACTION"))
-    arguments = TrainingArguments(
-        **{
-            "output_dir": str(checkpoints),
-            "seed": recipe.seed,
-            "data_seed": recipe.seed,
-            "report_to": "none",
-            "use_cpu": not torch.cuda.is_available(),
-            "remove_unused_columns": False,
-            **recipe.arguments,
-        }
-    )
     return LayerwiseTrainer(
         model=LayerwiseModel(body, options.layers(start.model.config.num_hidden_layers)),
-        args=arguments,
+        args=arguments(recipe, options, checkpoints),
         train_dataset=rows,
         processing_class=start.tokenizer,
         data_collator=GroupCollator(start.tokenizer.pad_token_id),
         distil=options.distil,
     )
+
+
+def arguments(recipe: Recipe, options: Options, checkpoints: Path) -> Any:
+    """Transformers' own arguments.
+
+    Raises:
+        InvalidInput: `[arguments]` does not fit.
+    """
+    from transformers import TrainingArguments
+
+    return trainer_arguments(TrainingArguments, recipe, checkpoints, {"remove_unused_columns": False})
 
 
 def groups(examples: Sequence[Example], size: int) -> list[tuple[str, list[str]]]:

@@ -31,7 +31,7 @@ NAME = "llm-preference"
 VALUES = ("probability", "log-likelihood")
 UNDER_WAY = 32  # questions that are read at a time
 
-prepare, save, load = bi_encoder.prepare, bi_encoder.save, bi_encoder.load
+arguments, prepare, save, load = bi_encoder.arguments, bi_encoder.prepare, bi_encoder.save, bi_encoder.load
 
 
 @dataclass(frozen=True, slots=True)

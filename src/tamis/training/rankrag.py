@@ -120,6 +120,22 @@ def prepare(recipe: Recipe, options: Options, examples: Sequence[Sample], checkp
     return language_model.answer_trainer(start, options, rows, recipe, checkpoints, **ADAM)
 
 
+def arguments(recipe: Recipe, options: Options, checkpoints: Path) -> Any:
+    """The trainer's arguments of the (last) stage; those of stage one are tried too, where it runs.
+
+    Raises:
+        InvalidInput: `[arguments]` or `sft_arguments` does not fit.
+    """
+    if options.stage == "both":
+        language_model.arguments(_first(recipe, options), checkpoints, **ADAM)
+    return language_model.arguments(recipe, checkpoints, **ADAM)
+
+
+def _first(recipe: Recipe, options: Options) -> Recipe:
+    """The recipe of stage one."""
+    return replace(recipe, arguments={**recipe.arguments, **options.sft_arguments})
+
+
 def encoded(samples: Sequence[Sample], start: Start, options: Options) -> list[Row]:
     """Samples as rows of tokens; those that fit no length are left out.
 
@@ -223,9 +239,8 @@ def _stage_one(
         from tamis.training.progress import show_progress
 
         steps = folder / run_folder.CHECKPOINTS
-        first = replace(recipe, arguments={**recipe.arguments, **options.sft_arguments})
         rows = encoded([one for one in examples if one.kind == STAGE_ONE], start, options)
-        trainer = language_model.answer_trainer(start, options, rows, first, steps, **ADAM)
+        trainer = language_model.answer_trainer(start, options, rows, _first(recipe, options), steps, **ADAM)
         show_progress(trainer, None)
         trainer.train(resume_from_checkpoint=run_folder.last_checkpoint(steps))
         trainer.accelerator.wait_for_everyone()

@@ -1,7 +1,8 @@
 """Which recipes there are, and the module of each.
 
-A recipe's module has `Options`, a frozen dataclass for the table `[options]`, and three functions:
+A recipe's module has `Options`, a frozen dataclass for the table `[options]`, and four functions:
 
+    arguments(recipe, options, checkpoints)                        the trainer's own, checked; nothing is read for it
     prepare(recipe, options, examples, checkpoints) -> trainer     a transformers.Trainer, not yet trained
     save(trainer, folder, options, examples)                       writes what `tamis.load` opens
     load(model, options) -> Reranker | None                        how it is judged; None: the start cannot rank yet

@@ -99,11 +99,14 @@ def _trained(
 
 
 def _opened(recipe: Recipe) -> tuple[ModuleType, Any]:
-    """The recipe's module and options."""
+    """The recipe's module and options; its arguments are tried before hours of mining, not after."""
     module = recipe_module(recipe)
     if recipe.evaluation is not None:
         need("ir_measures", "train", "The evaluation")  # before hours of work, not after
-    return module, from_table(module.Options, recipe.options, "[options]")
+    options = from_table(module.Options, recipe.options, "[options]")
+    if processes.is_alone():  # making them joins the other processes, for which it is too early
+        module.arguments(recipe, options, recipe.output / run_folder.CHECKPOINTS)
+    return module, options
 
 
 def _done(recipe: Recipe) -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tamis.errors import InvalidInput
+from tamis.training.arguments import trainer_arguments
 from tamis.training.checkpoints import checkpoint
 from tamis.training.recipe import Recipe
 from tamis.training.rows import Example
@@ -112,23 +113,14 @@ def column_prompts(model: SentenceTransformer, columns: Sequence[str]) -> dict[s
 
 
 def arguments(recipe: Recipe, checkpoints: Path, **usual: Any) -> Any:
-    """sentence-transformers' own arguments: what a recipe usually has, and what this one says."""
+    """sentence-transformers' own arguments: what a recipe usually has, and what this one says.
+
+    Raises:
+        InvalidInput: `[arguments]` does not fit.
+    """
     from sentence_transformers import SentenceTransformerTrainingArguments
 
-    return SentenceTransformerTrainingArguments(**usual_arguments(recipe, checkpoints, usual))
-
-
-def usual_arguments(recipe: Recipe, checkpoints: Path, usual: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of any of sentence-transformers' TrainingArguments."""
-    return {
-        "output_dir": str(checkpoints),
-        "seed": recipe.seed,
-        "data_seed": recipe.seed,
-        "report_to": "none",
-        "disable_tqdm": None,
-        **usual,
-        **recipe.arguments,
-    }
+    return trainer_arguments(SentenceTransformerTrainingArguments, recipe, checkpoints, usual)
 
 
 def write(model: Any, folder: Path) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from tamis.errors import InvalidInput
 from tamis.training import cross_encoder, language_model
 from tamis.training.adapters import Lora, adapt, merge
+from tamis.training.arguments import trainer_arguments
 from tamis.training.checkpoints import emptied
 from tamis.training.processes import first_before_others, is_first
 from tamis.training.ranking_losses import columns, make_loss
@@ -102,9 +103,8 @@ def prepare(recipe: Recipe, options: Options, examples: Sequence[Example], check
         UnknownFamily: The model has no chat template, or no single tokens for yes and no.
     """
     language_model.check_installed()
-    import torch
     from datasets import Dataset
-    from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
+    from sentence_transformers.cross_encoder import CrossEncoderTrainer
     from transformers import set_seed
 
     set_seed(recipe.seed)  # of the adapter
@@ -113,20 +113,24 @@ def prepare(recipe: Recipe, options: Options, examples: Sequence[Example], check
     model = start(recipe, options, checkpoints.parent / "start")
     if options.tune != FULL:
         adapt(model, options.lora)
-    arguments = CrossEncoderTrainingArguments(
-        **{
-            "output_dir": str(checkpoints),
-            "seed": recipe.seed,
-            "data_seed": recipe.seed,
-            "report_to": "none",
-            "use_cpu": not torch.cuda.is_available(),
-            "ddp_find_unused_parameters": False,
-            **recipe.arguments,
-        }
-    )
     return CrossEncoderTrainer(
-        model=model, args=arguments, train_dataset=Dataset.from_dict(rows), loss=make_loss(model, ranking)
+        model=model,
+        args=arguments(recipe, options, checkpoints),
+        train_dataset=Dataset.from_dict(rows),
+        loss=make_loss(model, ranking),
     )
+
+
+def arguments(recipe: Recipe, options: Options, checkpoints: Path) -> Any:
+    """sentence-transformers' own arguments.
+
+    Raises:
+        InvalidInput: `[arguments]` does not fit.
+    """
+    from sentence_transformers.cross_encoder import CrossEncoderTrainingArguments
+
+    usual = {"ddp_find_unused_parameters": False}
+    return trainer_arguments(CrossEncoderTrainingArguments, recipe, checkpoints, usual)
 
 
 def start(recipe: Recipe, options: Options, folder: Path) -> CrossEncoder:
