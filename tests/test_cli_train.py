@@ -28,12 +28,14 @@ def recipe(tmp_path, classifier):
 
 
 def test_train(tmp_path, capsys, recipe):
+    capsys.readouterr()  # of making the start
     assert main(["train", str(recipe)]) == 0
     out, err = capsys.readouterr()
     assert "before" in out
     assert "after" in out
     assert "tamis: trained in" in err
     assert "nDCG@10" in err
+    assert "%|" not in err  # no bar outside of a terminal, neither ours nor the libraries'
     assert (tmp_path / "out" / "model.safetensors").exists()
     assert main(["train", str(recipe), "--json"]) == 0  # done before: told again
     found = json.loads(capsys.readouterr().out)

@@ -16,9 +16,10 @@ import tamis
 import tiny
 import tiny_training as tt
 from tamis.errors import InvalidInput
-from tamis.training import bi_encoder
+from tamis.training import bi_encoder, train
 from tamis.training.bi_encoder import Options
 from tamis.training.losses import PreferenceLoss, flat_kl, replug_kl
+from tamis.training.recipe import DataOptions
 from tamis.training.rows import Example
 from tamis.training.sentence_transformer import halves
 
@@ -70,6 +71,16 @@ def test_it_learns_and_scores_as_in_sentence_transformers(tmp_path, encoder, opt
         np.testing.assert_allclose(given, reference(folder, tt.QUERIES[0], tiny.TEXT, dim), atol=1e-4)
     with bi_encoder.load(encoder, Options()) as before:
         assert abs(np.array(before.logits(tt.QUERIES[0], tiny.TEXT)) - given).max() > 1e-3
+
+
+def test_a_run_says_nothing_on_its_way(tmp_path, capsys, encoder):
+    """A checkpoint is saved too, for which the library would have scored examples for a card, under a bar."""
+    rows = [{"query": e.query, "pos": [*e.positives], "neg": [*e.negatives]} for e in tt.labelled()]
+    beir.write_jsonl(tmp_path / "rows.jsonl", rows)
+    made = tt.recipe("bi-encoder", encoder, tmp_path / "out", max_steps=1, save_strategy="steps", save_steps=1)
+    capsys.readouterr()
+    train(replace(made, data=DataOptions((str(tmp_path / "rows.jsonl"),))), progress=False)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_more_dimensions_than_the_model_has(tmp_path, encoder):

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from tamis.errors import InvalidInput
 from tamis.training import bi_encoder
 from tamis.training import sentence_transformer as st
+from tamis.training.arguments import without_card
 from tamis.training.checkpoints import checkpoint
 from tamis.training.recipe import Recipe
 from tamis.training.rows import Example
@@ -94,7 +95,10 @@ def prepare(
     model = SentenceTransformer(modules=[Precomputed(places, vectors, str(base.root)), learnt], device="cpu")
     loss = MatryoshkaAdaptorLoss(model, options.dims, options.temperature, options.label_weight)
     return SentenceTransformerTrainer(
-        model=model, args=arguments(recipe, options, checkpoints), train_dataset=Dataset.from_dict(rows), loss=loss
+        model=without_card(model),
+        args=arguments(recipe, options, checkpoints),
+        train_dataset=Dataset.from_dict(rows),
+        loss=loss,
     )
 
 

@@ -1,14 +1,16 @@
-"""What the trainers are told: what suits the machine, what a recipe usually has, and what its `[arguments]` say."""
+"""What trainers are given: their arguments, from the machine, the recipe and its `[arguments]`; and a model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from tamis.errors import InvalidInput
 from tamis.training.recipe import Recipe
+
+M = TypeVar("M")
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
 
@@ -40,3 +42,17 @@ def trainer_arguments(
         return kind(**{**common, **usual, **recipe.arguments, **own, **fixed})
     except (TypeError, ValueError) as error:
         raise InvalidInput(f"[arguments] does not fit {kind.__name__}: {error}") from error
+
+
+def without_card(model: M) -> M:
+    """A model of sentence-transformers that prepares no card while it trains: the run writes its own.
+
+    For theirs rows of the data are drawn and scored, under a bar of its own, and names are looked up on the hub.
+    """
+    data: Any = model.model_card_data  # type: ignore[attr-defined]  # of all their models
+    data.set_widget_examples, data.local_files_only = _no_examples, True
+    return model
+
+
+def _no_examples(dataset: object) -> None:
+    pass

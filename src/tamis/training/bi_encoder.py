@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tamis.errors import InvalidInput
 from tamis.training import sentence_transformer as st
 from tamis.training.adapters import Lora, adapt, merge
+from tamis.training.arguments import without_card
 from tamis.training.recipe import Recipe, from_table
 from tamis.training.rows import Example
 
@@ -98,7 +99,7 @@ def prepare(
         adapt(model, options.lora)
     prompts = st.column_prompts(model, list(rows))
     return SentenceTransformerTrainer(
-        model=model,
+        model=without_card(model),
         args=arguments(recipe, options, checkpoints, prompts),
         train_dataset=Dataset.from_dict(rows),
         loss=loss,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tamis.errors import InvalidInput
 from tamis.training.adapters import Lora, merge
-from tamis.training.arguments import trainer_arguments
+from tamis.training.arguments import trainer_arguments, without_card
 from tamis.training.calibration import calibrate
 from tamis.training.checkpoints import checkpoint, decoders, is_decoder, start
 from tamis.training.ranking_losses import LISTS, LOSSES, columns, make_loss, soft
@@ -119,7 +119,7 @@ def prepare(recipe: Recipe, options: Options, examples: Sequence[Example], check
     texts = (text for e in train for text in (e.query, *e.passages))
     model = _started(recipe, options, texts, checkpoints.parent / START)
     return CrossEncoderTrainer(
-        model=model,
+        model=without_card(model),
         args=arguments(recipe, options, checkpoints, evaluates=unseen_rows is not None),
         train_dataset=Dataset.from_dict(rows),
         eval_dataset=None if unseen_rows is None else Dataset.from_dict(unseen_rows),

@@ -16,6 +16,7 @@ import numpy as np
 
 from tamis.errors import InvalidInput
 from tamis.training import sentence_transformer as st
+from tamis.training.arguments import without_card
 from tamis.training.recipe import Recipe
 from tamis.training.rows import Example
 
@@ -92,7 +93,7 @@ def prepare(
     texts = {"query": queries, "passage": passages}
     prompts = {"query": model.prompts.get("query") or "", "passage": model.prompts.get("document") or ""}
     return SentenceTransformerTrainer(
-        model=model,
+        model=without_card(model),
         args=arguments(recipe, options, checkpoints, prompts),
         train_dataset={
             kind: Dataset.from_dict({"text": texts[kind], "label": np.asarray(rows)}) for kind, rows in targets.items()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tamis.errors import InvalidInput
 from tamis.training import bi_encoder
 from tamis.training import sentence_transformer as st
-from tamis.training.arguments import trainer_arguments
+from tamis.training.arguments import trainer_arguments, without_card
 from tamis.training.checkpoints import checkpoint
 from tamis.training.recipe import Recipe
 from tamis.training.rows import Example
@@ -98,7 +98,7 @@ def prepare(
         )
     prompts = st.column_prompts(model, list(rows))
     return MultiVectorEncoderTrainer(
-        model=model,
+        model=without_card(model),
         args=arguments(recipe, options, checkpoints, prompts),
         train_dataset=Dataset.from_dict(rows),
         loss=loss,

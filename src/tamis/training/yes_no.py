@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from tamis.errors import InvalidInput
 from tamis.training import cross_encoder, language_model
 from tamis.training.adapters import Lora, adapt, merge
-from tamis.training.arguments import trainer_arguments
+from tamis.training.arguments import trainer_arguments, without_card
 from tamis.training.checkpoints import emptied
 from tamis.training.processes import first_before_others, is_first
 from tamis.training.ranking_losses import columns, make_loss
@@ -114,7 +114,7 @@ def prepare(recipe: Recipe, options: Options, examples: Sequence[Example], check
     if options.tune != FULL:
         adapt(model, options.lora)
     return CrossEncoderTrainer(
-        model=model,
+        model=without_card(model),
         args=arguments(recipe, options, checkpoints),
         train_dataset=Dataset.from_dict(rows),
         loss=make_loss(model, ranking),
