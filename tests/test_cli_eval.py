@@ -52,13 +52,16 @@ def test_tables_files_and_plots(folder, tmp_path, capsys):
     other = save_collection(tmp_path / "other")
     files = ["--json", tmp_path / "all.json", "--per-query", tmp_path / "lines.jsonl", "--plots", tmp_path / "plots"]
     models = ["small=embedded::mode=bi-encoder,dim=64", "bm25", "embedded::mode=bi-encoder"]
-    assert main(["eval", *models, "--data", str(folder), str(other), "--top", "3", *map(str, files)]) == 0
+    command = ["eval", *models, "--data", str(folder), str(other), "--top", "3", "--against", "bm25", *map(str, files)]
+    assert main(command) == 0
     captured = capsys.readouterr()
     assert max(map(len, captured.out.splitlines())) <= 80
     assert "modules: 3 queries, 6 passages; bm25's Recall@3" in captured.out
     content = json.loads((tmp_path / "all.json").read_text())
     assert list(content["mean"]["models"]) == ["small", "bm25", "embedded mode=bi-encoder"]
     assert [part["name"] for part in content["collections"]] == ["modules", "other"]
+    assert list(content["against"]["mean"]) == ["small", "embedded mode=bi-encoder"]
+    assert captured.out.count("nDCG@10 against bm25") == 2  # the first stage, and the model of that name
     assert len((tmp_path / "lines.jsonl").read_text().splitlines()) == 2 * 3 * 4
     pictures = sorted((tmp_path / "plots").iterdir())
     assert [path.name for path in pictures] == [
@@ -121,6 +124,9 @@ def test_every_bad_row_has_a_line(folder, capsys):
         (["--rankrag", "bm25"], "Two models are called 'bm25'"),
         (["--json", "/nowhere/at/all.json"], "there is no folder /nowhere/at"),
         (["--first-stage", "embedded", "--run", "x"], "say twice"),
+        (["--against", "nobody"], "--against is 'nobody'; there are bm25"),
+        (["--dims", "8", "--against", "x"], "--against means nothing with --dims"),
+        (["--rankrag", "x", "--against", "x"], "--against means nothing with --rankrag"),
     ],
 )
 def test_wrong_arguments(folder, capsys, arguments, message):

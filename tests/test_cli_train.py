@@ -35,12 +35,15 @@ def test_train(tmp_path, capsys, recipe):
     assert "after" in out
     assert "tamis: trained in" in err
     assert "nDCG@10" in err
+    assert "nDCG@10 against before" in out
+    assert "95% of the difference: " in err
     assert "%|" not in err  # no bar outside of a terminal, neither ours nor the libraries'
     assert (tmp_path / "out" / "model.safetensors").exists()
     assert main(["train", str(recipe), "--json"]) == 0  # done before: told again
     found = json.loads(capsys.readouterr().out)
     assert found["folder"] == str(tmp_path / "out")
-    assert set(found["before"]) == set(found["after"]) >= {"nDCG@10"}
+    assert set(found["before"]) == set(found["after"]) == set(found["gain"]) >= {"nDCG@10"}
+    assert set(found["gain"]["nDCG@10"]) == {"mean", "low", "high"}
     assert [entry["step"] for entry in found["history"] if "loss" in entry] == [1, 2]
 
 

@@ -4,7 +4,7 @@ import io
 import json
 import struct
 import sys
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 
 import ir_measures
 import numpy as np
@@ -156,6 +156,7 @@ def test_wrong_arguments_are_refused_before_anything_runs(collection, expert):
         {"first_stage": "bm42"},
         {"first_stage": {"another": {}}},
         {"first_stage": expert},
+        {"against": "nobody"},
     ):
         with pytest.raises(tamis.InvalidInput):
             evaluate({"expert": expert}, [collection], **wrong)
@@ -202,6 +203,38 @@ def test_the_table_fits_80_columns(tmp_path, expert, fool):
     for head in ("nDCG@10", "MRR@10", "MAP", "s/query", "95% interval", "min_score"):
         assert head in text
     assert "…" not in text  # nothing is cut off
+
+
+def test_models_against_one_of_them(tmp_path, expert, fool):
+    """One that keeps the first stage's order is that stage: against either, everything is the same."""
+    still = tamis.Reranker(FakeScorer(lambda query, passage: 0.0))
+    both = [read_collection(save_collection(tmp_path / name)) for name in ("one", "two")]
+    report = evaluate({"expert": expert, "still": still, "fool": fool}, both, against="still", seed=5)
+    found = report.comparison
+    assert (found.other, list(found.mean), list(found.collections)) == ("still", ["expert", "fool"], ["one", "two"])
+    for name in ("expert", "fool"):
+        assert found.mean[name] == report.differences[name]
+        for each in report.collections:
+            assert found.collections[each.collection.name][name] == each.models[name].differences
+    assert found.mean["fool"]["nDCG@10"].mean < 0
+    text = printed(report)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "nDCG@10 against still" in text
+    told = json.loads(json.dumps(report.to_json()))["against"]
+    assert told["model"] == "still"
+    assert told["mean"]["fool"]["MAP"] == found.mean["fool"]["MAP"]._asdict()
+
+
+def test_a_comparison_where_there_is_nobody_else_or_nothing_measured(tmp_path, expert, fool):
+    collection = read_collection(save_collection(tmp_path / "set"))
+    alone = evaluate({"expert": expert}, [collection], against="expert")
+    assert alone.comparison.mean == {}
+    assert "against expert" not in printed(alone)
+    assert evaluate({"expert": expert}, [collection]).to_json()["against"] is None
+    silent = replace(collection, qrels={query: {} for query in collection.queries})
+    nothing = evaluate({"expert": expert, "fool": fool}, [silent], against="fool")
+    assert (nothing.comparison.collections, nothing.comparison.mean) == ({}, {"expert": {}})
+    assert "set" in printed(nothing)
 
 
 def test_the_first_stage_alone_can_be_measured(collection):

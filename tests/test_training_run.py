@@ -78,7 +78,10 @@ def test_a_run_from_recipe_to_card(tmp_path, capfd, whole, rows, collection):
     done = train(made, progress=False)
     assert done.folder == tmp_path / "mine"
     assert [entry["step"] for entry in done.history if "loss" in entry] == [*range(1, 9)]
-    assert set(done.before) == set(done.after) >= {"nDCG@10", "MRR@10"}
+    assert set(done.before) == set(done.after) == set(done.gain) >= {"nDCG@10", "MRR@10"}
+    for name, gain in done.gain.items():
+        assert gain.mean == pytest.approx(done.after[name] - done.before[name])
+        assert gain.low <= gain.mean <= gain.high
     assert set(done.report.models) == {"before", "after"}
     with tamis.load(done.folder) as reranker:
         assert len(reranker.rank("zip", ["a", "b"])) == 2
@@ -87,7 +90,7 @@ def test_a_run_from_recipe_to_card(tmp_path, capfd, whole, rows, collection):
         "library_name: tamis", "# mine", "recipe `cross-encoder`", "seed 7", "7 examples of rows.jsonl",
         f'tamis.load("{done.folder}")', "## Reranking the 5 best of BM25, dev split", "nDCG@10 BM25 | nDCG@10 before",
         f"| set | {done.report.means()['nDCG@10']:.4f} | {done.before['nDCG@10']:.4f} | {done.after['nDCG@10']:.4f}",
-        "95% interval", '"max_steps": 8', f"tamis {tamis.__version__}",
+        "95% interval", "less what it was before ", '"max_steps": 8', f"tamis {tamis.__version__}",
     ):  # fmt: skip
         assert part in card, part
     assert not (done.folder / "start").exists()
@@ -98,7 +101,8 @@ def test_a_run_from_recipe_to_card(tmp_path, capfd, whole, rows, collection):
     assert capfd.readouterr().out == ""
     written = (done.folder / "model.safetensors").stat().st_mtime_ns
     again = train(made, progress=False)
-    assert (again.history, again.before, again.after) == (done.history, done.before, done.after)
+    for name in ("history", "before", "after", "gain"):
+        assert getattr(again, name) == getattr(done, name)
     judged = train(replace(made, evaluation=replace(made.evaluation, top=3)), progress=False)
     assert judged.report.top == 3
     assert (done.folder / "model.safetensors").stat().st_mtime_ns == written  # neither trained again

@@ -49,6 +49,7 @@ def add_command(commands: Any) -> None:
     add("--run", nargs="+", action="extend", metavar="FILE", dest="runs", help="TREC files instead, one for each DIR")
     add("--top", type=int, metavar="N", help="rerank its best N (default: 100; with --rankrag 20)")
     add("--dims", type=_dims, metavar="D,D,...", help="bi-encoders: quality at these numbers of dimensions, and at all")
+    add("--against", metavar="NAME", help="compare the others with this one of the models too, query by query")
     add("--precision", type=float, default=0.9, metavar="P", help="suggest a min_score for this too (default: 0.9)")
     add("--json", metavar="FILE", help="write everything there; - is standard output, instead of tables")
     add("--per-query", metavar="FILE", help="write JSON lines for error analysis there")
@@ -103,10 +104,14 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _specs(arguments: argparse.Namespace) -> list[Spec]:
     rankrag = arguments.rankrag is not None
+    if arguments.against is not None and (rankrag or arguments.dims is not None):
+        raise InvalidInput(f"--against means nothing with {'--rankrag' if rankrag else '--dims'}; leave it out.")
     named = [*arguments.models, *(arguments.rankrag or [])] or [EMBEDDED]
     specs = [read_spec(text, RANKRAG if rankrag else OWN) for text in named]
     labels = [spec.label for spec in specs]
     twice = sorted({label for label in labels if labels.count(label) > 1})
+    if arguments.against not in (None, *labels):
+        raise InvalidInput(f"--against is {arguments.against!r}; there are {', '.join(labels)}.")
     if twice:
         raise InvalidInput(f"Two models are called {twice[0]!r}; name them apart, as in first={named[0]}.")
     if rankrag:
@@ -167,7 +172,7 @@ def _evaluated(
         return evaluate_rankrag(rags, collections, top_k=arguments.top_k, **answering, **common)
     if arguments.dims is not None:
         return evaluate_dimensions(by_dim, collections, **common)
-    return evaluate(rerankers, collections, **common)
+    return evaluate(rerankers, collections, against=arguments.against, **common)
 
 
 def _first_stage(arguments: argparse.Namespace, collections: Sequence[Collection], stack: ExitStack) -> Any:

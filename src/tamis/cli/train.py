@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,18 +96,23 @@ def _tell(trained: Trained, *, as_json: bool) -> None:
                 "seconds": round(trained.seconds, 1),
                 "before": dict(trained.before),
                 "after": dict(trained.after),
+                "gain": {name: one._asdict() for name, one in trained.gain.items()},
                 "history": [dict(entry) for entry in trained.history],
             }
         )
         return
     if trained.report is not None:
         show(trained.report.table())
-    say(f"trained in {trained.seconds:.0f} s: {trained.folder}, {_gained(trained.before, trained.after)}")
+    say(f"trained in {trained.seconds:.0f} s: {trained.folder}, {_gained(trained)}")
 
 
-def _gained(before: Mapping[str, float], after: Mapping[str, float]) -> str:
+def _gained(trained: Trained) -> str:
     name = "nDCG@10"
-    if name not in after:
+    if name not in trained.after:
         return "not evaluated."
-    was = f"{before[name]:.4f} before, " if name in before else ""
-    return f"{name} {was}{after[name]:.4f} now."
+    now = f"{trained.after[name]:.4f} now"
+    if name not in trained.gain:
+        return f"{name} {now}."
+    gain = trained.gain[name]
+    interval = f"95% of the difference: {gain.low:+.4f} to {gain.high:+.4f}"
+    return f"{name} {trained.before[name]:.4f} before, {now} ({interval})."

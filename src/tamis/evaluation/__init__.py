@@ -10,6 +10,7 @@
 """
 
 from tamis.evaluation.collection import Collection, Query, read_collection
+from tamis.evaluation.comparison import Comparison
 from tamis.evaluation.dimensions import DimensionReport, evaluate_dimensions
 from tamis.evaluation.first_stage import bm25_run, dense_run
 from tamis.evaluation.ranking import evaluate
@@ -20,6 +21,7 @@ from tamis.evaluation.runs import Run, read_run, write_run
 
 __all__ = [
     "Collection",
+    "Comparison",
     "DimensionReport",
     "Query",
     "RankRAGReport",

@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tamis.errors import InvalidInput
-from tamis.evaluation.bootstrap import RESAMPLES, Interval, of_collections
+from tamis.evaluation.bootstrap import RESAMPLES, of_collections
 from tamis.evaluation.calibration import PRECISION, calibrate
 from tamis.evaluation.collection import Collection
+from tamis.evaluation.comparison import compare
 from tamis.evaluation.first_stage import TOP, bm25_run, dense_run
 from tamis.evaluation.measures import MEASURES, measured
 from tamis.evaluation.report import Report
-from tamis.evaluation.results import CollectionResult, ModelResult
+from tamis.evaluation.results import CollectionResult, ModelResult, by_model
 from tamis.evaluation.runs import Run
 from tamis.extras import need
 from tamis.types import Passage, Ranking
@@ -38,6 +39,7 @@ def evaluate(
     seed: int = 0,
     resamples: int = RESAMPLES,
     precision: float = PRECISION,
+    against: str | None = None,
     progress: bool = False,
 ) -> Report:
     """Reranks what a first stage finds with each model, and measures the orders.
@@ -52,6 +54,7 @@ def evaluate(
         seed: Of what is drawn; equal seeds give equal intervals.
         resamples: Draws of the bootstrap.
         precision: What the second suggested `min_score` is to reach.
+        against: A model that the others are compared with too, besides the first stage: `Report.comparison`.
         progress: Show progress bars on a terminal's standard error.
 
     Raises:
@@ -60,13 +63,18 @@ def evaluate(
     """
     need("ir_measures", "eval", "An evaluation")  # before hours of work, not after
     _check(top, resamples, precision)
+    if against is not None and against not in models:
+        raise InvalidInput(f"against is {against!r}, which is none of the models; there are {', '.join(models)}.")
     collections = [collection.limited(limit, seed) for collection in checked(collections)]
     name, runs = first_runs(first_stage, collections, top, progress)
     begun = [_Begun.of(collection, runs[collection.name]) for collection in collections]
     for each in begun:
         for model, reranker in models.items():
             each.add(model, reranker, precision, progress)
-    return _report(begun, list(models), name, top, seed, resamples, precision)
+    report = _report(begun, list(models), name, top, seed, resamples, precision)
+    if against is None:
+        return report
+    return replace(report, comparison=compare(report.collections, report.models, against, seed, resamples))
 
 
 def checked(collections: Sequence[Collection]) -> Sequence[Collection]:
@@ -209,7 +217,7 @@ def _report(
     found = dict(zip([each.result.collection.name for each in counted], single, strict=True))
     results = []
     for each in begun:
-        named = _by_model(models, found.get(each.result.collection.name, []))
+        named = by_model(models, found.get(each.result.collection.name, []))
         done = {model: replace(each.models[model], differences=named[model]) for model in models}
         results.append(replace(each.result, models=done))
     scores = {model: [pairs(each.collection, each.models[model].rankings) for each in results] for model in models}
@@ -217,12 +225,4 @@ def _report(
         model: calibrate(*map(np.concatenate, zip(*parts, strict=True)), precision=precision)
         for model, parts in scores.items()
     }
-    return Report(tuple(results), _by_model(models, mean), calibrations, name, top, seed, resamples)
-
-
-def _by_model(models: Sequence[str], intervals: Sequence[Interval]) -> dict[str, dict[str, Interval]]:
-    """Intervals in one row, of each model and measure, apart; nothing for each model where there are none."""
-    size = len(MEASURES) if intervals else 0
-    return {
-        model: dict(zip(MEASURES, intervals[i * size : (i + 1) * size], strict=False)) for i, model in enumerate(models)
-    }
+    return Report(tuple(results), by_model(models, mean), calibrations, name, top, seed, resamples)

@@ -11,6 +11,7 @@ import numpy as np
 
 from tamis.evaluation.bootstrap import LEVEL
 from tamis.evaluation.calibration import Calibration
+from tamis.evaluation.comparison import Comparison
 from tamis.evaluation.measures import MEASURES
 from tamis.evaluation.results import CollectionResult, Differences
 
@@ -31,6 +32,7 @@ class Report:
         top: How many of its passages were reranked.
         seed: What was drawn with.
         resamples: Draws of the bootstrap.
+        comparison: The models against one of them, where `evaluate` was asked for that.
     """
 
     collections: tuple[CollectionResult, ...]
@@ -40,6 +42,7 @@ class Report:
     top: int
     seed: int
     resamples: int
+    comparison: Comparison | None = None
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -78,6 +81,7 @@ class Report:
                 "first_stage": {"measures": self.means()},
                 "models": {name: self._mean(name) for name in self.models},
             },
+            "against": None if self.comparison is None else self.comparison.to_json(),
         }
 
     def _mean(self, model: str) -> dict[str, Any]:

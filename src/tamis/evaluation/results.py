@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tamis.evaluation.bootstrap import Interval
 from tamis.evaluation.calibration import Calibration
 from tamis.evaluation.collection import Collection
+from tamis.evaluation.measures import MEASURES
 from tamis.evaluation.runs import Run
 from tamis.types import Ranking
 
@@ -118,3 +119,11 @@ class CollectionResult:
             "first_stage": {"measures": dict(self.means), "found": self.found},
             "models": {name: model.to_json() for name, model in self.models.items()},
         }
+
+
+def by_model(models: Sequence[str], intervals: Sequence[Interval]) -> dict[str, Differences]:
+    """Intervals in one row, of each model and measure, apart; nothing for each model where there are none."""
+    size = len(MEASURES) if intervals else 0
+    return {
+        model: dict(zip(MEASURES, intervals[i * size : (i + 1) * size], strict=False)) for i, model in enumerate(models)
+    }

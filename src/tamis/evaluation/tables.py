@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from tamis.evaluation.bootstrap import LEVEL, Interval
 from tamis.evaluation.calibration import Calibration, Threshold
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tamis.evaluation.report import Report
 
 NAME = 20  # columns for a name
+Gain: TypeAlias = tuple[str, str, Differences]  # a collection, a model, and what it gains there
 SHORT = {"Recall@5": "R@5", "Recall@10": "R@10", "Recall@20": "R@20"}
 
 
@@ -37,8 +38,9 @@ def ranking_tables(report: Report) -> RenderableType:
             dim(f"+ better, - worse than {report.first_stage}: {LEVEL:.0%} interval of the difference without 0"),
             "",
             title(f"{MAIN} against {report.first_stage}"),
-            _intervals(report),
+            _intervals(_gains(report)),
             "",
+            *_compared(report),
             title("scores: how well they tell relevant passages, and from which one on to keep them"),
             _calibrations(report),
         ]
@@ -93,15 +95,29 @@ def _quality_row(name: str, means: Means, differences: Differences, speed: tuple
     yield from ("", "") if speed is None else (f"{speed[0]:.3g}", f"{speed[1]:,.0f}")
 
 
-def _intervals(report: Report) -> Table:
-    table = columns(("", NAME), (" model", -NAME - 1), ("difference", 10), (f"{LEVEL:.0%} interval", 18))
-    rows: list[tuple[str, str, Differences]] = [
+def _gains(report: Report) -> list[Gain]:
+    rows = [
         (each.collection.name, name, model.differences)
         for each in report.collections
         for name, model in each.models.items()
     ]
     if len(report.collections) > 1:
         rows += [("mean", name, report.differences[name]) for name in report.models]
+    return rows
+
+
+def _compared(report: Report) -> list[RenderableType]:
+    found = report.comparison
+    if found is None or not found.mean:
+        return []
+    rows = [(name, model, gains) for name, models in found.collections.items() for model, gains in models.items()]
+    if len(report.collections) > 1:
+        rows += [("mean", model, gains) for model, gains in found.mean.items()]
+    return [title(f"{MAIN} against {found.other}"), _intervals(rows), ""]
+
+
+def _intervals(rows: Iterable[Gain]) -> Table:
+    table = columns(("", NAME), (" model", -NAME - 1), ("difference", 10), (f"{LEVEL:.0%} interval", 18))
     for collection, model, differences in rows:
         if MAIN in differences:
             add(table, shortened(collection), " " + shortened(model), *interval_cells(differences[MAIN]))

@@ -92,13 +92,13 @@ def _figures(report: Report, split: str) -> list[str]:
     ]
     if len(report.collections) > 1:
         lines.append(_row("**mean**", [report.means(), *(report.means(name) for name in models)]))
-    if AFTER in models and report.differences[AFTER]:
-        gain = report.differences[AFTER][MEASURES[0]]
-        lines += [
-            "",
-            f"{MEASURES[0]} after training, less {first}'s: {gain.mean:+.4f}, with a 95% interval of {gain.low:+.4f} "
-            f"to {gain.high:+.4f} (paired bootstrap over queries).",
-        ]
+    gains = [(f"{first}'s", report.differences.get(AFTER, {}))]
+    if report.comparison is not None:
+        gains.append(("what it was before", report.comparison.mean.get(AFTER, {})))
+    told = [(whose, found[MEASURES[0]]) for whose, found in gains if found]
+    if told:
+        parts = ", less ".join(f"{whose} {g.mean:+.4f} ({g.low:+.4f} to {g.high:+.4f})" for whose, g in told)
+        lines += ["", f"{MEASURES[0]} after training, less {parts}; 95% interval, paired bootstrap over queries."]
     return lines
 
 

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from tamis.errors import LoadError
+from tamis.evaluation.bootstrap import Interval
 from tamis.evaluation.collection import Collection
 from tamis.training import run_folder
 from tamis.training.card import AFTER, BEFORE, card
@@ -34,6 +35,8 @@ class Trained:
         after: Those of the result.
         seconds: Of training alone, in the process that finished it.
         report: The evaluation in full; None without one, or where the run had been finished before.
+        gain: What the result gains over the start in each measure, the mean and its 95% interval (paired bootstrap over
+            queries); empty where `before` is.
     """
 
     folder: Path
@@ -42,6 +45,7 @@ class Trained:
     after: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     report: Report | None = None
+    gain: Mapping[str, Interval] = field(default_factory=dict)
 
 
 def judge(
@@ -73,7 +77,9 @@ def judge(
             if reranker is not None:
                 models[name] = stack.enter_context(reranker)
         asked = recipe.evaluation
-        return evaluate(models, collections, top=asked.top, limit=asked.limit, progress=progress is not False)
+        start = BEFORE if BEFORE in models else None
+        shown = progress is not False
+        return evaluate(models, collections, top=asked.top, limit=asked.limit, against=start, progress=shown)
 
 
 def _forget() -> None:
@@ -117,13 +123,16 @@ def record(
         "report": None if report is None else report.to_json(),
     }
     run_folder.write_report(folder / run_folder.REPORT, done)
-    return Trained(folder, history, _means(figures[BEFORE]), _means(figures[AFTER]), seconds, report)
+    return recorded(recipe, done, report)
 
 
-def recorded(recipe: Recipe, done: Mapping[str, Any]) -> Trained:
-    """What `record` wrote, without the report."""
+def recorded(recipe: Recipe, done: Mapping[str, Any], report: Report | None = None) -> Trained:
+    """What a finished run's `run.json` says; the report is not read back from it."""
     before, after = _means(done.get(BEFORE, {})), _means(done.get(AFTER, {}))
-    return Trained(recipe.output, tuple(done.get("history", ())), before, after, float(done.get("seconds", 0.0)))
+    compared = (done.get("report") or {}).get("against") or {"mean": {}}
+    gain = {name: Interval(**one) for name, one in compared["mean"].get(AFTER, {}).items()}
+    seconds, history = float(done.get("seconds", 0.0)), tuple(done.get("history", ()))
+    return Trained(recipe.output, history, before, after, seconds, report, gain)
 
 
 def _means(figures: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
