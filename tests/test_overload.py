@@ -16,7 +16,7 @@ from fakes import FakeRunner, sequence
 from tamis.cache import ByteLRU
 from tamis.engine.engine import Engine
 from tamis.engine.loaded import Lease, Loaded
-from tamis.steps import Request
+from tamis.steps import Party, Request
 
 LIMIT = 1000
 QUERY = "how is a zip archive read?"
@@ -219,6 +219,24 @@ def test_whoever_goes_away_leaves_his_place(engine, runner, lease, busy, ending)
     if ending != "failed":
         assert next_one.result(20) == [300]
     until(lambda: idle(engine))
+
+
+@pytest.mark.parametrize("begun", [True, False], ids=["begun before", "begun after"])
+def test_the_first_of_a_call_is_not_refused_because_of_those_behind_it(engine, runner, busy, begun):
+    """Whose texts take long to become tokens finds the queue full of the call's own requests."""
+    together, apart = Party(), Party()
+    first = engine.admit(party=together) if begun else None
+    alone = engine.admit(party=apart)
+    others = engine.submit([sequence(LIMIT - 10)], entry=engine.admit(wait=True, party=together))
+    with pytest.raises(tamis.Overloaded):  # its call has nothing in the queue
+        engine.submit([sequence(100)], entry=alone)
+    assert not apart.let_in
+    first = first or engine.admit(party=together)
+    future = engine.submit([sequence(100)], entry=first)
+    assert not future.done()
+    runner.go.set()
+    assert len(others.result(20)) == len(future.result(20)) == 1
+    assert engine.stats()["refused"] == 1
 
 
 def test_a_request_without_sequences_takes_no_place(engine, lease, busy):

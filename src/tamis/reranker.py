@@ -17,7 +17,7 @@ from tamis.errors import InvalidInput, InvalidScore
 from tamis.inputs import Cut, check_timeout, checked
 from tamis.scorers.base import Scorer, Scores
 from tamis.scores import order
-from tamis.steps import Steps, late, patience
+from tamis.steps import Party, Steps, late, patience
 from tamis.types import Hit, Passage, Ranking, Usage
 
 T = TypeVar("T")
@@ -123,6 +123,7 @@ class Reranker:
         total = len(requests) if isinstance(requests, Sequence) else None
         bar = tqdm(total=total, desc="ranking", unit="query", disable=None if progress else True)
         running: deque[tuple[Future[Ranking], float]] = deque()
+        together = Party()
 
         def finished() -> Ranking:
             future, start = running.popleft()
@@ -136,7 +137,7 @@ class Reranker:
                     call = self._ranking(*_pair(request), cut)
                 except InvalidInput as error:
                     raise InvalidInput(f"Request {index}: {error}") from error
-                with patience(bool(running)):  # it is not refused because of those before it
+                with patience(bool(running), together):  # none is refused because of the others
                     running.append((self._calls.start(call, timeout), time.monotonic()))
                 if len(running) >= IN_FLIGHT:
                     yield finished()

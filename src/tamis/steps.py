@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, InvalidStateError, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -37,7 +38,19 @@ def deadline() -> float | None:
     return _deadline.get()
 
 
+@dataclass(slots=True, eq=False)
+class Party:
+    """Requests of one call: the queue may be full of them, for which none of them is refused.
+
+    Attributes:
+        let_in: Whether a part of one of them has come into a queue.
+    """
+
+    let_in: bool = False
+
+
 _patient: ContextVar[bool] = ContextVar("tamis_patient", default=False)
+_party: ContextVar[Party | None] = ContextVar("tamis_party", default=None)
 
 
 def patient() -> bool:
@@ -45,14 +58,20 @@ def patient() -> bool:
     return _patient.get()
 
 
+def party() -> Party | None:
+    """What the request whose steps run now belongs to."""
+    return _party.get()
+
+
 @contextmanager
-def patience(wanted: bool) -> Iterator[None]:
-    """Requests that are made inside wait where a queue is full, if it is wanted."""
-    before = _patient.set(wanted or patient())
+def patience(wanted: bool, together: Party) -> Iterator[None]:
+    """Requests that are made inside belong together, and wait where a queue is full, if it is wanted."""
+    patients, parties = _patient.set(wanted or patient()), _party.set(together)
     try:
         yield
     finally:
-        _patient.reset(before)
+        _patient.reset(patients)
+        _party.reset(parties)
 
 
 @lru_cache(maxsize=1)

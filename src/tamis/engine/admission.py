@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tamis.errors import Overloaded
+from tamis.steps import Party
 
 
 @dataclass(slots=True, eq=False)
@@ -25,11 +26,18 @@ class Entry:
         waits: Whether it waits where there is no room for it, instead of being refused.
         let_in: Whether a part of it has come in. The rest is not refused then; it waits.
         room: Done where it may bring more.
+        party: The requests that it belongs to. Once a part of one of them has come in, it waits too.
     """
 
     waits: bool = False
     let_in: bool = False
     room: Future[None] = field(default_factory=Future)
+    party: Party | None = None
+
+    @property
+    def stays(self) -> bool:
+        """Whether it waits now where there is no room."""
+        return self.waits or self.let_in or (self.party is not None and self.party.let_in)
 
 
 def _nothing() -> None:

@@ -23,6 +23,7 @@ from tamis.engine.scheduler import Job
 from tamis.engine.sequences import Tokens
 from tamis.errors import DeviceLost
 from tamis.options import QUEUE_TOKENS
+from tamis.steps import Party
 
 
 class Engine:
@@ -62,9 +63,9 @@ class Engine:
         """Whether it runs nothing any more."""
         return self._queue.closed
 
-    def admit(self, *, wait: bool = False) -> Entry:
+    def admit(self, *, wait: bool = False, party: Party | None = None) -> Entry:
         """See `Queue.admit`."""
-        return self._queue.admit(wait=wait)
+        return self._queue.admit(wait=wait, party=party)
 
     def submit(
         self,

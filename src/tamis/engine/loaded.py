@@ -17,7 +17,7 @@ from tamis.engine.requests import Outputs
 from tamis.engine.scheduler import Job
 from tamis.engine.sequences import Tokens
 from tamis.engine.shared import Shared
-from tamis.steps import patient, reject
+from tamis.steps import party, patient, reject
 from tamis.tenants import Tenant, current
 from tamis.tokenizing import TextTokenizer
 
@@ -94,7 +94,7 @@ class Lease:
             Overloaded: The queue is full already.
         """
         tenant = current() or self._own or Tenant("")
-        entry = self.loaded.engine.admit(wait=self._wait or patient())
+        entry = self.loaded.engine.admit(wait=self._wait or patient(), party=party())
         return Session(self.loaded.engine, Job(tenant.name, tenant.weight), entry)
 
     def hold(self, make: Callable[[Self], T]) -> T:

@@ -23,7 +23,7 @@ from tamis.engine.requests import Outputs, Row, Sent, Ticket, digest
 from tamis.engine.scheduler import Job, Scheduler, Work
 from tamis.engine.sequences import Tokens
 from tamis.errors import Closed, DeviceLost, Overloaded
-from tamis.steps import reject, resolve
+from tamis.steps import Party, reject, resolve
 
 WINDOW = 2  # batches that are taken, and sorted by length, together; a newcomer waits for no more than these
 FRESH = 2  # batches that a request may have before others go first
@@ -53,20 +53,21 @@ class Queue:
 
     # -- for callers ------------------------------------------------------------------------------------------------
 
-    def admit(self, *, wait: bool = False) -> Entry:
+    def admit(self, *, wait: bool = False, party: Party | None = None) -> Entry:
         """How a request begins, before its texts are tokens: with `room` at once, unless the queue is full already.
 
         Args:
             wait: Have it wait for room, now and later, instead of being refused.
+            party: The requests that it belongs to.
 
         Raises:
             Overloaded: As many tokens wait as may, and `wait` is False.
         """
-        entry = Entry(wait)
+        entry = Entry(wait, party=party)
         with self._wake:
             if self._admission.fits(self._scheduler.tokens):
                 resolve(entry.room, None)
-            elif wait:
+            elif entry.stays:
                 self._admission.stand(Standing(entry.room, entry.room))
             else:
                 raise self._refused()
@@ -89,13 +90,13 @@ class Queue:
         ticket = Ticket([None] * len(sequences), len(sequences), time.perf_counter())
         keys = [digest(tokens) for tokens in sequences]
         cost = partial(self._cost, sequences, keys)
-        enter = partial(self._enqueue, ticket, sequences, keys, job)
+        enter = partial(self._enqueue, ticket, sequences, keys, job, None if entry is None else entry.party)
         with self._wake:
             if self.closed:
                 raise Closed("The engine was closed. Load the model again with tamis.load().")
             if entry is None or self._admission.fits(self._scheduler.tokens, cost()):
                 enter()
-            elif entry.waits or entry.let_in:
+            elif entry.stays:
                 entry.room = Future()
                 self._admission.stand(Standing(ticket.future, entry.room, cost, enter))
             else:
@@ -132,7 +133,11 @@ class Queue:
         self._drop(Closed("The engine was closed while this request waited. Load the model again with tamis.load()."))
         return threads
 
-    def _enqueue(self, ticket: Ticket, sequences: Sequence[Tokens], keys: list[bytes], job: Job[Any]) -> None:
+    def _enqueue(
+        self, ticket: Ticket, sequences: Sequence[Tokens], keys: list[bytes], job: Job[Any], party: Party | None
+    ) -> None:
+        if party is not None:
+            party.let_in = True
         new = []
         for place, (tokens, key) in enumerate(zip(sequences, keys, strict=True)):
             row = self._kept.get(key) if self._kept.limit else None
