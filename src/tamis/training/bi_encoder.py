@@ -112,8 +112,7 @@ def arguments(recipe: Recipe, options: Options, checkpoints: Path, prompts: Mapp
     Raises:
         InvalidInput: `[arguments]` does not fit.
     """
-    sampler = "no_duplicates" if options.loss == "contrastive" else "batch_sampler"
-    return st.arguments(recipe, checkpoints, batch_sampler=sampler, prompts=prompts or None)
+    return st.arguments(recipe, checkpoints, **st.of_columns(options.loss, prompts))
 
 
 def columns(examples: Sequence[Example], options: Options, prompt: str = "") -> dict[str, list[Any]]:

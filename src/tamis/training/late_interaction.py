@@ -113,8 +113,7 @@ def arguments(recipe: Recipe, options: Options, checkpoints: Path, prompts: Mapp
     """
     from sentence_transformers.multi_vector_encoder import MultiVectorEncoderTrainingArguments
 
-    sampler = "no_duplicates" if options.loss == "contrastive" else "batch_sampler"
-    usual = {"batch_sampler": sampler, "prompts": prompts or None}
+    usual = st.of_columns(options.loss, prompts)
     return trainer_arguments(MultiVectorEncoderTrainingArguments, recipe, checkpoints, usual)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,6 +110,12 @@ def column_prompts(model: SentenceTransformer, columns: Sequence[str]) -> dict[s
     query, passage = query_prompt(model), model.prompts.get("document") or ""
     prompts = {name: query if name == "query" else passage for name in columns if name != "label"}
     return {name: prompt for name, prompt in prompts.items() if prompt}
+
+
+def of_columns(loss: str, prompts: Mapping[str, str] | None) -> dict[str, Any]:
+    """What a trainer is told of columns of texts: in a contrast within the batch no text comes twice."""
+    sampler = "no_duplicates" if loss == "contrastive" else "batch_sampler"
+    return {"batch_sampler": sampler, "prompts": prompts or None}
 
 
 def arguments(recipe: Recipe, checkpoints: Path, **usual: Any) -> Any:
