@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,18 @@ def growth(series: Sequence[dict[str, Any]], folder: Path) -> None:
             axes.grid(visible=True, alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(folder / "growth.png", dpi=DPI)
+
+
+def curve(places: Sequence[str], figures: Mapping[str, Sequence[float]], unit: str, file: Path) -> None:
+    """One line for each figure, over places that are equally far apart."""
+    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for (name, values), style in zip(figures.items(), ("o-", "o--", "s-", "s--"), strict=False):
+        axes.plot(places, values, style, color=OURS if style[0] == "o" else SECOND, label=name)
+    axes.set(xlabel=unit, ylim=(0, 1))
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(file, dpi=DPI)
 
 
 def _file(title: str) -> str:

