@@ -17,7 +17,8 @@ from tamis.checkpoint import MINI, SHIPPED
 from tamis.cli import main
 from tamis.evaluation import read_collection
 from tamis.scorers.fusion import Blend
-from tamis.training.fusion import fuse, write_fusion
+from tamis.scorers.overlap import Counts, Overlap, count
+from tamis.training.fusion import count_pieces, fuse, write_fusion
 
 QUERY = "how is a zip archive read"
 TEXTS = list(PASSAGES.values())
@@ -132,6 +133,8 @@ def test_dimensions_are_those_of_the_bi_encoder(folder):
         ({"bi_encoder": "beside", "weight": math.nan}, "weight is nan"),
         ({"bi_encoder": "beside", "weight": 1, "scale": 0}, "scale is 0"),
         ({"bi_encoder": "beside", "weight": 1, "offset": None}, "offset is None"),
+        ({"bi_encoder": "beside", "weight": 1, "lexical": -1}, "lexical is -1"),
+        ({"bi_encoder": "beside", "weight": 1, "lexical": 1}, "piece_counts.safetensors cannot be read"),
     ],
 )
 def test_a_file_that_does_not_say_what_is_needed(folder, entries, message):
@@ -157,6 +160,69 @@ def test_the_default_is_tamis_mini_beside_the_embedded_bi_encoder():
         assert (fused.model, fused.mode) == (named.model, named.mode) == ("tamis-mini", "fusion")
         assert fused.logits(QUERY, TEXTS) == named.logits(QUERY, TEXTS)
         assert fused.rank(QUERY, TEXTS)[0].passage.text == PASSAGES["zip"]
+
+
+def test_words_in_common_are_added(folder):
+    """The same file without them gives as much, but for `scale * lexical * overlap`."""
+    count(folder, TEXTS).write(folder)
+    overlap = Overlap(folder, Counts.read(folder))
+    with tamis.load(folder, dtype="float32") as plain:
+        before = np.array(plain.logits(QUERY, TEXTS))
+    said(folder, bi_encoder="beside", lexical=4.0, **BLEND)
+    with tamis.load(folder, dtype="float32") as fused:
+        after = fused.logits(QUERY, TEXTS)
+        assert after == pytest.approx(before + 0.5 * 4.0 * overlap(QUERY, TEXTS), abs=1e-6)
+        assert np.ptp(after - before) > 0.1
+        assert [fused.logits(QUERY, [text])[0] for text in TEXTS] == pytest.approx(after, abs=1e-5)  # alone: the same
+
+
+def test_an_overlap_against_hand_arithmetic(folder):
+    texts = ["zip zip archive", "tar archive", "sort"]
+    overlap = Overlap(folder, count(folder, texts))
+    tokenizer = overlap._tokenizer
+    asked = "zip archive"
+    pieces = [tokenizer.encode(text, add_special_tokens=False).ids for text in (asked, *texts)]
+    mean = sum(map(len, pieces[1:])) / 3
+    rarity = {p: math.log(1 + (3 - c + 0.5) / (c + 0.5)) for p in pieces[0] for c in [sum(p in t for t in pieces[1:])]}
+
+    def value(text):
+        parts = [rarity[p] * text.count(p) / (text.count(p) + 0.5 * (0.6 + 0.4 * len(text) / mean)) for p in rarity]
+        return sum(parts) / sum(rarity.values())
+
+    assert overlap(asked, texts) == pytest.approx([value(text) for text in pieces[1:]])
+    assert overlap(asked, ["zip", "", "\ud800"])[1:].tolist() == [0.0, 0.0]
+
+
+def test_a_query_without_a_known_word_has_nothing_in_common():
+    overlap = Overlap(SHIPPED / MINI, Counts.read(SHIPPED / MINI))
+    assert overlap("", ["a zip archive"]).tolist() == [0.0]
+    assert overlap("我们", ["我们", "a zip archive"]).tolist() == [0.0, 0.0]  # unknown words are not the same one
+    named, other = overlap("who wrote zipfile", ["zipfile was written by James", "who wrote it?"])
+    assert named > other > 0  # rare words count more
+
+
+def test_counts_of_another_tokenizer_are_refused(folder):
+    Counts(np.ones(7, np.int64), 3, 2.0).write(folder)
+    said(folder, bi_encoder="beside", lexical=4.0, **BLEND)
+    with pytest.raises(tamis.CorruptCheckpoint, match="counts 7 pieces"):
+        tamis.load(folder)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(tamis.LoadError):
+        tamis.load(folder)
+
+
+def test_words_in_common_take_part_in_the_fit(tmp_path):
+    """Neither model knows anything: what ranks, and what is calibrated, is the overlap alone."""
+    collection = read_collection(save_collection(tmp_path / "modules"))
+    root = tiny.save_classifier(tmp_path / "pair", "bert")
+    overlap = Overlap(root, count_pieces(root, [collection]))
+    with tamis.Reranker(knows(lambda q, p: False)) as nothing:
+        fitted = fuse(nothing, nothing, [collection], weights=[1.0], lexical=6.0, overlap=overlap)
+        with pytest.raises(tamis.InvalidInput, match="lexical is 6"):
+            fuse(nothing, nothing, [collection], lexical=6.0)
+    assert fitted.blend.lexical == 6.0
+    assert fitted.blend.scale > 0
+    assert fitted.quality[1.0] > 0.9
 
 
 def knows(answer):
@@ -243,6 +309,13 @@ def test_the_command_over_the_shipped_models(tmp_path, capsys):
     assert json.loads((folder / "fusion.json").read_text())["bi_encoder"] == "embedded"
     assert main(["fuse", str(tmp_path / "nowhere"), "--data", str(data)]) == 2
     assert "is no folder" in capsys.readouterr().err
+    assert main(["fuse", str(folder), "--data", str(data), "--lexical", "3"]) == 0
+    assert json.loads((folder / "fusion.json").read_text())["lexical"] == 3.0
+    assert Counts.read(folder).total == len(PASSAGES)
+    with tamis.load(folder) as mine:
+        assert mine.rank(QUERY, TEXTS)[0].passage.text == PASSAGES["zip"]
+    assert main(["fuse", str(folder), "--data", str(data), "--lexical", "-1"]) == 2
+    assert "--lexical is -1" in capsys.readouterr().err
     assert main(["fuse", str(folder), "--data", str(data), "--limit", "0"]) == 2
     assert "--limit is 0" in capsys.readouterr().err
 
@@ -257,7 +330,7 @@ def test_training_judges_the_one_that_was_trained(folder):
 def test_what_is_written_is_what_was_given(tmp_path):
     write_fusion(tmp_path, "acme/encoder", Blend(2.0, 0.25, -1.0))
     assert json.loads((tmp_path / "fusion.json").read_text()) == {
-        "bi_encoder": "acme/encoder", "weight": 2.0, "scale": 0.25, "offset": -1.0,
+        "bi_encoder": "acme/encoder", "weight": 2.0, "scale": 0.25, "offset": -1.0, "lexical": 0.0,
     }  # fmt: skip
 
 

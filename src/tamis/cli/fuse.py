@@ -34,6 +34,11 @@ def add_command(commands: Any) -> None:
         "--prior", type=float, metavar="P",
         help="scores are probabilities where this share of passages is relevant (default: the share of BM25's best)",
     )  # fmt: skip
+    add(
+        "--lexical", type=float, default=0.0, metavar="L",
+        help="add the share of the query's words that a passage has, rare ones counting more, with this weight "
+        "(default: 0); how rare they are is counted in the data. tamis-mini has 10",
+    )  # fmt: skip
     add("--top", type=int, default=100, metavar="N", help="score BM25's best N (default: 100)")
     add("--json", action="store_true", help="the numbers as one JSON object")
 
@@ -53,7 +58,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     from tamis import load
     from tamis.evaluation import read_collection
-    from tamis.training.fusion import fuse, write_fusion
+    from tamis.scorers.overlap import Overlap
+    from tamis.training.fusion import count_pieces, fuse, write_fusion
 
     folder = Path(arguments.folder)
     if not folder.is_dir():
@@ -63,6 +69,9 @@ def run(arguments: argparse.Namespace) -> None:
         if value is not None and value < 1:
             raise InvalidInput(f"--{name} is {value}; pass at least 1.")
     collections = [read_collection(one, arguments.split) for one in arguments.data]
+    if not arguments.lexical >= 0:
+        raise InvalidInput(f"--lexical is {arguments.lexical}; pass at least 0.")
+    counts = count_pieces(folder, collections) if arguments.lexical else None
     with status("Loading"):
         cross = load(folder, mode="cross-encoder")
         other = None if arguments.bi_encoder == EMBEDDED else arguments.bi_encoder
@@ -70,10 +79,13 @@ def run(arguments: argparse.Namespace) -> None:
     with cross, similar:
         fitted = fuse(
             cross, similar, collections,
-            tolerance=arguments.tolerance, prior=arguments.prior, top=arguments.top, limit=arguments.limit,
-            seed=arguments.seed, progress=True,
+            tolerance=arguments.tolerance, prior=arguments.prior, lexical=arguments.lexical,
+            overlap=None if counts is None else Overlap(folder, counts),
+            top=arguments.top, limit=arguments.limit, seed=arguments.seed, progress=True,
         )  # fmt: skip
     named = Path(arguments.bi_encoder)
+    if counts is not None:
+        counts.write(folder)
     write_fusion(folder, str(named.resolve()) if named.is_dir() else arguments.bi_encoder, fitted.blend)
     if arguments.json:
         write_json({**asdict(fitted.blend), "quality": {str(key): value for key, value in fitted.quality.items()}})

@@ -1,9 +1,9 @@
 """Fusion: a cross-encoder whose folder names a bi-encoder, in `fusion.json`, whose similarity is added to its logit.
 
-    {"bi_encoder": "embedded", "weight": 14.0, "scale": 0.9, "offset": -3.1}
+    {"bi_encoder": "embedded", "weight": 14.0, "lexical": 5.0, "scale": 0.9, "offset": -3.1}
 
 `bi_encoder` is a folder beside that file, a folder, a hub id, or "embedded". The others are those of
-`tamis.scorers.fusion.Blend`.
+`tamis.scorers.fusion.Blend`; where `lexical` is above 0, `piece_counts.safetensors` lies beside it.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ if TYPE_CHECKING:
     from tamis.scorers.fusion import Blend
 
 FILE = "fusion.json"
-_USUAL = {"weight": None, "scale": 1.0, "offset": 0.0}
+_USUAL = {"weight": None, "scale": 1.0, "offset": 0.0, "lexical": 0.0}
 _FITS: Mapping[str, Callable[[float], bool]] = {
     "weight": lambda value: value >= 0,
     "scale": lambda value: value > 0,
     "offset": lambda value: True,
+    "lexical": lambda value: value >= 0,
 }
 
 
@@ -38,14 +39,16 @@ def build(checkpoint: Checkpoint, options: LoadOptions) -> Scorer:
     `max_length` and `num_layers` are the cross-encoder's. The bi-encoder is read whole, and reads what it always does.
 
     Raises:
-        CorruptCheckpoint: `fusion.json` does not say what is needed.
+        CorruptCheckpoint: `fusion.json` does not say what is needed, or a file that it needs is damaged.
         InvalidInput: An option means nothing here.
         MissingExtra: The bi-encoder is the embedded one, which is not installed.
     """
     from tamis.scorers.fusion import FusionScorer
+    from tamis.scorers.overlap import Counts, Overlap
 
     options.allow("fusion", "dim", "cache_dtype")
     other, blend = _read(checkpoint)
+    overlap = Overlap(checkpoint.root, Counts.read(checkpoint.root)) if blend.lexical else None
     alone = replace(options, family=None, mode="cross-encoder", dim=None, cache_dtype=None)
     beside = replace(options, family=None, mode="bi-encoder", max_length=None, num_layers=None)
     beside = replace(beside, revision=None, trust_remote_code=False)  # said of the one that the caller named
@@ -54,7 +57,7 @@ def build(checkpoint: Checkpoint, options: LoadOptions) -> Scorer:
         stack.callback(cross.close)
         similar = resolve(other, beside).build(other, beside)
         stack.pop_all()
-    return FusionScorer(cross, similar, model=checkpoint.name, blend=blend)
+    return FusionScorer(cross, similar, model=checkpoint.name, blend=blend, overlap=overlap)
 
 
 def _read(checkpoint: Checkpoint) -> tuple[Checkpoint, Blend]:
@@ -68,7 +71,8 @@ def _read(checkpoint: Checkpoint) -> tuple[Checkpoint, Blend]:
     for name, value in numbers.items():
         if not _is_number(value) or not _FITS[name](value):
             raise CorruptCheckpoint(
-                f"{file}: {name} is {value!r}; weight is a number of at least 0, scale one above 0, and offset any."
+                f"{file}: {name} is {value!r}; weight and lexical are numbers of at least 0, scale one above 0, and "
+                "offset any."
             )
     return _named(checkpoint, said["bi_encoder"]), Blend(**numbers)
 
@@ -89,7 +93,7 @@ FAMILIES = (
         "fusion",
         "fusion",
         "a cross-encoder whose fusion.json names a bi-encoder: tamis-mini, which tamis.load() opens",
-        "sigmoid of scale * (logit + weight * similarity) + offset",
+        "sigmoid of scale * (logit + weight * similarity + lexical * overlap) + offset",
         build,
         template="what its two models read",
         matches=lambda checkpoint: (checkpoint.root / FILE).is_file(),

@@ -1,31 +1,36 @@
-"""`fusion`: a cross-encoder's logit and a bi-encoder's similarity, as one number."""
+"""`fusion`: a cross-encoder's logit, a bi-encoder's similarity and, if wanted, words in common, as one number."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tamis.budget import TokenCounter
 from tamis.scorers.base import Scorer, Scores
 from tamis.scores import sigmoid
 from tamis.steps import Steps
 
+if TYPE_CHECKING:
+    from tamis.scorers.overlap import Overlap
+
 
 @dataclass(frozen=True, slots=True)
 class Blend:
-    """How two logits become one: `scale * (cross + weight * similarity) + offset`.
+    """How they become one: `scale * (cross + weight * similarity + lexical * overlap) + offset`.
 
     Attributes:
         weight: Of the similarity; at least 0.
         scale: Above 0, so that a higher sum is a higher logit.
         offset: What makes the sigmoid of the whole a probability.
+        lexical: Of the words in common, `tamis.scorers.overlap.Overlap`; at least 0.
     """
 
     weight: float
     scale: float = 1.0
     offset: float = 0.0
+    lexical: float = 0.0
 
 
 class FusionScorer:
@@ -36,15 +41,19 @@ class FusionScorer:
         similar: The bi-encoder; it keeps passage vectors between calls.
         model: What the checkpoint was called.
         blend: How their logits are added.
+        overlap: Words in common, where `blend.lexical` is not 0.
     """
 
     mode = "fusion"
 
-    def __init__(self, cross: Scorer, similar: Scorer, *, model: str, blend: Blend) -> None:
+    def __init__(
+        self, cross: Scorer, similar: Scorer, *, model: str, blend: Blend, overlap: Overlap | None = None
+    ) -> None:
         self.model = model
         self._cross = cross
         self._similar = similar
         self._blend = blend
+        self._overlap = overlap
         self.count_tokens: TokenCounter | None = cross.count_tokens
 
     def steps(self, query: str, passages: Sequence[str]) -> Steps[Scores]:
@@ -56,8 +65,11 @@ class FusionScorer:
         similar = yield from self._similar.steps(query, passages)
         cross = yield from self._cross.steps(query, passages)
         blend = self._blend
+        logits = cross.logits + blend.weight * similar.logits
+        if self._overlap is not None:
+            logits = logits + blend.lexical * self._overlap(query, passages)
         return Scores(
-            blend.scale * (cross.logits + blend.weight * similar.logits) + blend.offset,
+            blend.scale * logits + blend.offset,
             cross.truncated | similar.truncated,
             cross.tokens + similar.tokens,
             windows=cross.windows,

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -24,10 +25,12 @@ from tamis.evaluation.ranking import checked, timed
 from tamis.extras import need
 from tamis.families.fusion import FILE
 from tamis.scorers.fusion import Blend
+from tamis.scorers.overlap import Counts, Overlap, count
 
 if TYPE_CHECKING:
     from tamis.reranker import Reranker
 
+COUNTED = 5000  # texts of a collection
 WEIGHTS = (0.0, 1.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 14.0, 17.0, 20.0, 25.0, 30.0, 40.0)
 
 Logits: TypeAlias = Mapping[str, Mapping[str, float]]  # of passages, by query
@@ -54,6 +57,8 @@ def fuse(
     weights: Sequence[float] = WEIGHTS,
     tolerance: float = 0.0,
     prior: float | None = None,
+    lexical: float = 0.0,
+    overlap: Overlap | None = None,
     top: int = TOP,
     limit: int | None = None,
     seed: int = 0,
@@ -74,6 +79,9 @@ def fuse(
         tolerance: The share of the highest nDCG@10 that may be given up for a higher weight, in [0, 1).
         prior: The share of relevant passages for which the score is a probability; None is the share among what BM25
             finds here. It moves the offset by the difference of their log odds.
+        lexical: The weight of the words in common, which is not fitted: collections on which BM25 is the first stage,
+            and the cross-encoder at home, do not show what it is worth elsewhere.
+        overlap: What measures them, where that weight is not 0.
         top: How many of BM25's best are scored.
         limit: Queries of each collection at most, drawn with the seed.
         seed: Of what is drawn.
@@ -87,17 +95,35 @@ def fuse(
     need("sklearn", "train", "A fit")
     if not weights or not all(weight >= 0 for weight in weights):
         raise InvalidInput(f"weights is {weights!r}; pass numbers of at least 0.")
+    if not lexical >= 0 or (lexical > 0 and overlap is None):
+        raise InvalidInput(f"lexical is {lexical!r}; pass a number of at least 0, and overlap= with one above it.")
     if not 0 <= tolerance < 1:
         raise InvalidInput(f"tolerance is {tolerance!r}; pass a share in [0, 1).")
     if prior is not None and not 0 < prior < 1:
         raise InvalidInput(f"prior is {prior!r}; pass a share above 0 and below 1.")
+    beside = partial(_worth, overlap, lexical)
     scored = [
-        _scored(collection.limited(limit, seed), cross, similar, top, progress) for collection in checked(collections)
+        _scored(collection.limited(limit, seed), cross, similar, beside, top, progress)
+        for collection in checked(collections)
     ]
     quality = {weight: float(np.mean([one.quality(weight) for one in scored])) for weight in sorted(weights)}
     least = (1 - tolerance) * max(quality.values())
     weight = max(weight for weight, value in quality.items() if value >= least)
-    return Fitted(Blend(weight, *_calibrated(scored, weight, prior)), quality)
+    return Fitted(Blend(weight, *_calibrated(scored, weight, prior), lexical), quality)
+
+
+def count_pieces(folder: Path, collections: Sequence[Collection]) -> Counts:
+    """What is known of words for `Overlap`, from the texts of collections: of each `COUNTED` at most.
+
+    Args:
+        folder: Of the cross-encoder, whose tokenizer splits them.
+        collections: The more they are like what will be read, the better.
+    """
+    texts: list[str] = []
+    for collection in checked(collections):
+        passages = list(collection.corpus.values())
+        texts += [passage.text for passage in passages[:: -(-len(passages) // COUNTED)]]
+    return count(folder, texts)
 
 
 def write_fusion(folder: Path, bi_encoder: str, blend: Blend) -> None:
@@ -114,7 +140,7 @@ def write_fusion(folder: Path, bi_encoder: str, blend: Blend) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Scored:
-    """A collection's answerable queries: what is relevant, and both models' logits."""
+    """A collection's answerable queries: what is relevant, and both logits, words in common added to the first."""
 
     relevant: Mapping[str, Mapping[str, int]]
     cross: Logits
@@ -133,7 +159,19 @@ class _Scored:
         return logits, [self.relevant[query].get(name, 0) > 0 for query, name in names]
 
 
-def _scored(collection: Collection, cross: Reranker, similar: Reranker, top: int, progress: bool) -> _Scored:
+def _worth(overlap: Overlap | None, weight: float, query: str, passages: Sequence[str]) -> NDArray[np.float64]:
+    """What words in common add to each passage's logit."""
+    return np.zeros(len(passages)) if overlap is None else weight * overlap(query, passages)
+
+
+def _scored(
+    collection: Collection,
+    cross: Reranker,
+    similar: Reranker,
+    beside: Callable[[str, Sequence[str]], NDArray[np.float64]],
+    top: int,
+    progress: bool,
+) -> _Scored:
     relevant = {query: collection.qrels[query] for query in collection.answerable()}
     if not relevant:
         raise InvalidInput(f"{collection.name} has no query with a relevant passage; leave it out.")
@@ -142,6 +180,10 @@ def _scored(collection: Collection, cross: Reranker, similar: Reranker, top: int
     for reranker in (cross, similar):
         rankings, _ = timed(reranker.mode, reranker, collection, run, progress)
         found.append({q: {str(hit.passage.id): hit.logit for hit in rankings[q]} for q in relevant})
+    for query, logits in found[0].items():
+        texts = [collection.corpus[name].text for name in logits]
+        more = beside(collection.queries[query].text, texts)
+        found[0][query] = dict(zip(logits, np.array(list(logits.values())) + more, strict=True))
     return _Scored(relevant, *found)
 
 
