@@ -78,7 +78,8 @@ def load(
         mode: "lexical", "cross-encoder", "causal-lm", "layerwise", "bi-encoder", "fusion", "late-interaction" or
             "rankrag"; read from the checkpoint if None. With "causal-lm" or "rankrag" any chat model ranks; untuned
             ones do it badly. "fusion" adds the similarity of the bi-encoder that the checkpoint's `fusion.json` names
-            to a cross-encoder's logit. "remote" has a server score: see docs/remote.md.
+            to a cross-encoder's logit, and the words in common if it says so. "remote" has a server score: see
+            docs/remote.md.
         family: One of `tamis.list_families()`; read from the checkpoint if None.
         num_layers: Keep only the first n layers of a deeper model; of a fusion's cross-encoder.
         device: "cpu", "cuda:0", ...; the first CUDA device if there is one, else the CPU. A list loads a copy on each,

@@ -108,7 +108,7 @@ class Overlap:
         return np.array([self._value(ids, terms, rarity) / total for ids in read], np.float64)
 
     def _value(self, ids: NDArray[np.int64], terms: NDArray[np.int64], rarity: NDArray[np.float64]) -> float:
-        often = (ids[:, None] == terms).sum(0)  # (terms,)
+        often = np.bincount(ids, minlength=len(self._rarity))[terms]
         held_back = K1 * (1 - B + B * len(ids) / self._length)
         return float((rarity * often / (often + held_back)).sum())
 
