@@ -110,7 +110,10 @@ def test_nothing_relevant_and_no_answer_is_made_up(rag):
     scores = [hit.score for hit in rag.rank(QUESTION, PASSAGES)]
     between = (scores[1] + scores[2]) / 2
     answer = rag.answer(QUESTION, PASSAGES, min_score=between, max_new_tokens=3)
-    assert [hit.score for hit in answer.contexts] == scores[:2]
+    best = [hit.index for hit in rag.rank(QUESTION, PASSAGES)][:2]
+    assert [hit.index for hit in answer.contexts] == best
+    # Kept keys are read now, whose batches have other shapes: products of other shapes may round otherwise.
+    assert [hit.score for hit in answer.contexts] == pytest.approx(scores[:2], abs=1e-6)
     assert len(answer.ranking) == 2
     assert answer.ranking.usage.below_min_score == len(PASSAGES) - 2
     before = rag.stats()["tokens_computed"]
