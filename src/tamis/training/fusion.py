@@ -113,7 +113,7 @@ def fuse(
 
 
 def count_pieces(folder: Path, collections: Sequence[Collection]) -> Counts:
-    """What is known of words for `Overlap`, from the texts of collections: of each `COUNTED` at most.
+    """What is known of words for `Overlap`, from the texts of collections: at most `COUNTED` of each.
 
     Args:
         folder: Of the cross-encoder, whose tokenizer splits them.
@@ -122,7 +122,7 @@ def count_pieces(folder: Path, collections: Sequence[Collection]) -> Counts:
     texts: list[str] = []
     for collection in checked(collections):
         passages = list(collection.corpus.values())
-        texts += [passage.text for passage in passages[:: -(-len(passages) // COUNTED)]]
+        texts += [passage.text for passage in passages[:: max(1, -(-len(passages) // COUNTED))]]
     return count(folder, texts)
 
 
