@@ -176,20 +176,27 @@ async def test_a_second_replica_starts_under_load_and_nothing_is_lost(url):
     await asyncio.to_thread(serve.delete, "scaled")
 
 
-def test_what_is_under_way_is_answered_before_the_end(served, expected):
-    """The last of this module: `serve.delete` drains."""
-    long = {"query": QUERY, "texts": [f"{number} a zip archive " * 30 for number in range(100)]}
+def test_what_is_under_way_is_answered_before_the_end(url):
+    """`serve.delete` drains. One replica: `/metrics` of two tells of the idler one."""
+    app = build_app(dtype="float32", cpus=0.5, limits=Limits(requests=4), drain=60.0)
+    serve.run(app, name="drained", route_prefix="/drained", logging_config=QUIET)
+    long = [[f"{request} {number} a zip archive " * 30 for number in range(100)] for request in range(3)]
 
     async def requests():
-        async with httpx.AsyncClient(trust_env=False, timeout=120) as client:
-            load = [asyncio.ensure_future(client.post(f"{served}/rerank", json=long)) for _ in range(3)]
-            while not await open_requests(client):
+        async with httpx.AsyncClient(base_url=f"{url}/drained", trust_env=False, timeout=120) as client:
+
+            def send(texts):
+                return asyncio.ensure_future(client.post("/rerank", json={"query": QUERY, "texts": texts}))
+
+            load = [send(texts) for texts in long]
+            while await open_requests(client) < len(load):
+                assert not any(request.done() for request in load), "answered before all were seen under way"
                 await asyncio.sleep(0.01)
-            await asyncio.to_thread(serve.delete, NAME)
-            return await asyncio.gather(*load), (await client.post(f"{served}/rerank", json=long)).status_code
+            await asyncio.to_thread(serve.delete, "drained")
+            return await asyncio.gather(*load), (await send(long[0])).status_code
 
     async def open_requests(client):
-        lines = (await client.get(f"{served}/metrics")).text.splitlines()
+        lines = (await client.get("/metrics")).text.splitlines()
         return next(float(line.split()[1]) for line in lines if line.startswith("tamis_serve_open_requests "))
 
     answers, after = asyncio.run(requests())
