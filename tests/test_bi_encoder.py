@@ -8,12 +8,15 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import transformers
 
 import tamis
 import tiny
+import tiny_lm
 from tamis.engine.pooling import POOLS
 from tamis.scorers.funnel import similarities
 
+IDENTITY = "torch.nn.modules.linear.Identity"
 QUERY = "how is a zip archive read?"
 PASSAGES = [tiny.text(words, seed) for seed, words in enumerate([1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 110, 21, 21])] + [
     "",
@@ -319,3 +322,69 @@ def test_a_long_passage_is_named_by_its_place_though_others_are_cached(embedded)
         reranker.score("zip?", ["zipfile reads archives.", "tarfile, too."])
         with pytest.raises(tamis.InputTooLong, match="Passage 2 has"):
             reranker.score("zip?", ["zipfile reads archives.", "tarfile, too.", "word " * 60])
+
+
+@pytest.mark.parametrize("pooling", ["lasttoken", "mean", "cls"])
+def test_an_empty_passage_has_a_vector_of_its_own(tmp_path, pooling):
+    """Where nothing is put around a text, an empty one has no token of its own."""
+    folder = tiny_lm.save(tmp_path, "qwen2", "Model")
+    tiny.sentence_layout(folder, pooling, ("Normalize", None))
+    with tamis.load(folder, dtype="float32", cache_bytes=0) as fresh, tamis.load(folder, dtype="float32") as kept:
+        [alone] = fresh.logits("sort records", [""])
+        assert abs(alone) < 0.999
+        for passages in (["", "event loop"], ["", "zip archive file", "x"], ["event loop", ""]):
+            for reranker in (fresh, kept):
+                given = reranker.logits("sort records", passages)
+                assert given[passages.index("")] == pytest.approx(alone, abs=1e-5)
+
+
+def test_the_dimension_that_a_checkpoint_was_saved_with(tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    folder = tiny.sentence_layout(tiny.save_encoder(tmp_path / "whole", "bert"), "mean")
+    peer = SentenceTransformer(str(folder), device="cpu", truncate_dim=16)
+    peer.save_pretrained(str(tmp_path / "cut"))
+    assert json.loads((tmp_path / "cut" / "config_sentence_transformers.json").read_text())["truncate_dim"] == 16
+    with tamis.load(tmp_path / "cut", dtype="float32") as cut, tamis.load(folder, dtype="float32") as whole:
+        assert cut.stats()["dims"] == (16,) or cut.stats()["dims"] == [16]
+        given = cut.logits(QUERY, PASSAGES)
+        np.testing.assert_allclose(given, reference(tmp_path / "cut", dim=16), atol=1e-4)
+        assert np.abs(np.array(given) - whole.logits(QUERY, PASSAGES)).max() > 0.01
+    with tamis.load(tmp_path / "cut", dtype="float32", dim=8) as asked:
+        np.testing.assert_allclose(asked.logits(QUERY, PASSAGES), reference(folder, dim=8), atol=1e-4)
+    with pytest.raises(tamis.InvalidInput, match="16 and None"):
+        tamis.load(tmp_path / "cut", passage_model=str(folder))
+    for wrong in (0, "16", True):
+        tiny_lm.edit(tmp_path / "cut" / "config_sentence_transformers.json", truncate_dim=wrong)
+        with pytest.raises(tamis.CorruptCheckpoint, match="truncate_dim"):
+            tamis.load(tmp_path / "cut")
+
+
+def test_the_older_names_of_a_sentence_config(tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    folder = tiny.sentence_layout(tiny.save_encoder(tmp_path, "roberta"), "mean")
+    (folder / "sentence_bert_config.json").unlink(missing_ok=True)
+    (folder / "sentence_roberta_config.json").write_text('{"max_seq_length": 16, "do_lower_case": true}')
+    assert SentenceTransformer(str(folder), device="cpu").max_seq_length == 16
+    with tamis.load(folder, dtype="float32") as reranker:
+        assert reranker.rank("Zip Archive", [tiny.text(60)])[0].truncated
+        np.testing.assert_allclose(reranker.logits(QUERY, PASSAGES), reference(folder), atol=1e-4)
+
+
+def test_an_encoder_half_of_t5(tmp_path):
+    """sentence-t5, gtr-t5: the plain class of the type has a decoder, which these checkpoints lack."""
+    tokenizer = tiny.unigram()
+    config = transformers.T5Config(
+        vocab_size=len(tokenizer), d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, pad_token_id=1
+    )
+    torch.manual_seed(0)
+    transformers.T5EncoderModel(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    tiny_lm.edit(tmp_path / "config.json", hidden_size=64)  # where the layout's writer looks
+    dense = {"in_features": 64, "out_features": 32, "bias": False, "activation_function": IDENTITY}
+    tiny.sentence_layout(tmp_path, "mean", ("Dense", dense), ("Normalize", None))
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    with tamis.load(tmp_path, dtype="float32") as reranker:
+        np.testing.assert_allclose(reranker.logits(QUERY, PASSAGES), reference(tmp_path), atol=1e-4)

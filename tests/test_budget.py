@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import tamis
@@ -35,6 +36,7 @@ def test_tiktoken_encoding():
 def test_function():
     assert token_counter(len)("abc") == 3
     assert token_counter(str.split)("a b c") == 3  # tokens instead of their number
+    assert token_counter(lambda text: np.int64(len(text)))("abc") == 3
 
 
 def test_anything_else_is_refused():

@@ -143,6 +143,32 @@ def test_rankrag_takes_its_own_options_alone(folder, capsys):
     assert "bm25 is no RankRAG model" in refused(capsys, "--rankrag", "bm25", "--data", folder)
 
 
+@pytest.mark.parametrize(
+    "option", [["--adapter", "my/lora"], ["--style", "plain"], ["--top-k", "1"], ["--min-score", "0.5"],
+               ["--max-new-tokens", "4"]], ids=lambda option: option[0],
+)  # fmt: skip
+def test_what_is_for_rankrag_means_nothing_without_it(folder, capsys, option):
+    assert f"{option[0]} is for RankRAG models" in refused(capsys, "bm25", "--data", folder, *option)
+
+
+def test_what_cannot_be_written_or_drawn_is_told_before_the_work(folder, tmp_path, capsys):
+    for option in ("--json", "--per-query"):
+        assert "it is a folder" in refused(capsys, "bm25", "--data", folder, option, tmp_path)
+    assert "name a file" in refused(capsys, "bm25", "--data", folder, "--per-query", "-")
+    assert "The seed is -1" in refused(capsys, "bm25", "--data", folder, "--seed", "-1")
+    with pytest.raises(tamis.InvalidInput, match="The seed is -1"):
+        evaluate({}, [read_collection(folder)], seed=-1)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_behind_standard_output_is_one_line(folder):
+    command = [sys.executable, "-m", "tamis.cli", "eval", "bm25", "--data", str(folder)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == ["tamis: error: standard output cannot be written: No space left on device."]
+
+
 @pytest.mark.usefixtures("embedded_rag")
 def test_rankrag(folder, tmp_path, capsys):
     lines = tmp_path / "lines.jsonl"

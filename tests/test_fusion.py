@@ -4,6 +4,7 @@ import gc
 import json
 import math
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -199,6 +200,50 @@ def test_a_query_without_a_known_word_has_nothing_in_common():
     assert overlap("我们", ["我们", "a zip archive"]).tolist() == [0.0, 0.0]  # unknown words are not the same one
     named, other = overlap("who wrote zipfile", ["zipfile was written by James", "who wrote it?"])
     assert named > other > 0  # rare words count more
+
+
+def test_unknown_words_of_a_sentencepiece_vocabulary_are_not_the_same_one(tmp_path):
+    tiny.unigram().save_pretrained(tmp_path)
+    overlap = Overlap(tmp_path, count(tmp_path, TEXTS))
+    assert overlap("\u2602", ["\u9f8d", "zip"]).tolist() == [0.0, 0.0]
+    assert overlap("zip archive", ["zip", "\u9f8d"])[0] > 0
+
+
+def test_words_are_looked_for_where_the_models_may_read(folder):
+    """In the beginning of a text of megabytes; in all of it where all of it is read."""
+    count(folder, TEXTS).write(folder)
+    said(folder, bi_encoder="beside", lexical=4.0, **BLEND)
+    filler = "sort " * 4000
+    texts = [filler, filler + "zip archive " * 200]
+    counts = Counts.read(folder)
+    first, second = Overlap(folder, counts, None)(QUERY, texts)
+    assert second > 2 * first + 0.1
+    with (
+        tamis.load(folder, dtype="float32") as head,
+        tamis.load(folder, dtype="float32", long_documents="max_window") as whole,
+        tamis.load(folder, dtype="float32", long_documents="max_window", mode="cross-encoder") as cross,
+        tamis.load(folder / "beside", dtype="float32", long_documents="max_window") as similar,
+    ):
+        assert np.ptp(head.logits(QUERY, texts)) < 1e-5
+        models = np.array(cross.logits(QUERY, texts)) + 30.0 * np.array(similar.logits(QUERY, texts))
+        expected = 0.5 * (models + 4.0 * np.array([first, second])) - 1.25
+        assert whole.logits(QUERY, texts) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_deadline_holds_while_words_are_counted(folder, monkeypatch):
+    count(folder, TEXTS).write(folder)
+    said(folder, bi_encoder="beside", lexical=4.0, **BLEND)
+    with tamis.load(folder, dtype="float32") as fused:
+        given = Overlap.__call__
+
+        def slowly(self, query, passages):
+            time.sleep(0.4)
+            return given(self, query, passages)
+
+        fused.logits(QUERY, TEXTS)
+        monkeypatch.setattr(Overlap, "__call__", slowly)
+        with pytest.raises(tamis.DeadlineExceeded):
+            fused.logits(QUERY, TEXTS * 40, timeout=0.5)
 
 
 def test_counts_of_another_tokenizer_are_refused(folder):

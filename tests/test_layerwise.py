@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -212,6 +214,17 @@ def test_bfloat16(load, name, options):
     before, after = (values[:, :, None] - values[:, None, :] for values in (expected, given))
     assert (after[before > clear] > 0).all()
     assert (before > clear).sum() > 100
+
+
+def test_logits_that_are_no_numbers_are_told_in_a_cascade_too(folders, tmp_path):
+    folder = shutil.copytree(folders["bge_minicpm"], tmp_path / "damaged")
+    weights = load_file(folder / "model.safetensors")
+    heads = {name: torch.full_like(tensor, math.nan) for name, tensor in weights.items() if "lm_head" in name}
+    assert heads
+    save_file({**weights, **heads}, folder / "model.safetensors", metadata={"format": "pt"})
+    for layer in (8, [4, 8]):
+        with tamis.load(folder, dtype="float32", layer=layer) as reranker, pytest.raises(tamis.InvalidScore):
+            reranker.logits(QUERY, PASSAGES)
 
 
 @pytest.mark.parametrize(("name", "options"), FORMS)

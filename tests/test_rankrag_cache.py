@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import threading
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ from tamis.cache import ENTRY_BYTES
 from tamis.engine.keyvalues import ROOM, Home, KeyValues
 from tamis.engine.passages import Disk, HostMemory, PassageCache
 from tamis.rankrag.prompts import Wording
+from tamis.tokenizing import TextTokenizer
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT's, as it trains
@@ -194,6 +196,37 @@ def test_warm_windows_and_cuts_as_ranking_does(tmp_path):
             assert rag.reranker.logits(QUESTION, long) == pytest.approx(given, abs=1e-4)
     with load(folder, max_length=600, long_documents="error") as rag, pytest.raises(tamis.InputTooLong):
         rag.warm(long)
+
+
+def test_windows_of_texts_that_tokenise_unevenly_keep_the_wording(tmp_path):
+    """A cut inside a character, or a word, makes more tokens of it; what follows the passage is there all the same."""
+    folder = tiny_lm.save(tmp_path, "qwen3", "ForCausalLM")
+    draw = random.Random(0)
+    texts = ["".join(draw.choice(letters) for _ in range(700)) for letters in ("𓀀𓁀😀 ", "龍虎豹", "äöüß€ ", "zip tar ")]
+    for policy in ("truncate", "max_window"):
+        with load(folder, max_length=400, long_documents=policy) as rag:
+            scorer = rag._scorer
+            end = scorer.prompts.ranked(["a"])[0][-1:]
+            pieces, cut = scorer._fitted(texts, room := scorer._room(60), 0)
+            assert cut.all() == (policy == "truncate")
+            for number, ids, span in pieces:
+                assert len(ids) <= room
+                assert ids[-1:].tolist() == end.tolist()
+                if span is not None:
+                    whole = scorer.prompts.ranked([texts[number][slice(*span)]])[0]
+                    assert ids.tolist() == whole.tolist()
+            assert sorted({number for number, _, _ in pieces}) == [0, 1, 2, 3]
+
+
+def test_a_passage_is_tokenised_once_for_all_its_windows(tmp_path, monkeypatch):
+    folder = tiny_lm.save(tmp_path, "qwen3", "ForCausalLM")
+    with load(folder, max_length=400, long_documents="max_window") as rag:
+        calls = []
+        given = TextTokenizer.offsets
+        monkeypatch.setattr(TextTokenizer, "offsets", lambda self, text: calls.append(len(text)) or given(self, text))
+        pieces, _ = rag._scorer._fitted([tiny.text(2000)], 300, 0)
+    assert len(pieces) > 10
+    assert len(calls) == 1
 
 
 # -- nobody finds what is not his --------------------------------------------------------------------------------------

@@ -456,6 +456,35 @@ print(os.waitstatus_to_exitcode(status), len(reranker.logits("zip", ["b"])))
     assert done.stdout.split() == ["0", "1"], done.stderr
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_that_was_forked_while_another_thread_loaded_loads_by_itself():
+    code = """
+import os, signal, threading
+from tamis.engine.shared import Shared
+shared = Shared(lambda value: None)
+begun, go_on = threading.Event(), threading.Event()
+
+def slowly():
+    begun.set()
+    go_on.wait()
+    return "parent's"
+
+loading = threading.Thread(target=shared.take, args=("model", slowly))
+loading.start()
+begun.wait()
+child = os.fork()
+if child == 0:
+    signal.alarm(30)
+    os._exit(0 if shared.take("model", lambda: "child's") == "child's" else 1)
+_, status = os.waitpid(child, 0)
+go_on.set()
+loading.join()
+print(os.waitstatus_to_exitcode(status), shared.take("model", lambda: "another"))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.split(maxsplit=1) == ["0", "parent's\n"], done.stderr
+
+
 def test_a_child_of_a_gpu_process_is_told():
     class OnCuda(FakeRunner):
         survives_fork = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import lru_cache
+from numbers import Integral
 from typing import Any, TypeAlias
 
 from tamis.errors import InvalidInput, MissingExtra, ModelNotFound
@@ -59,7 +60,7 @@ def token_counter(tokenizer: Tokenizer) -> TokenCounter:
 
 
 def _number(counted: Any) -> int:
-    return counted if isinstance(counted, int) else len(counted)
+    return int(counted) if isinstance(counted, Integral) else len(counted)
 
 
 @lru_cache(maxsize=8)

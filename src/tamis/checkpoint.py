@@ -21,6 +21,7 @@ ADAPTOR = SHIPPED / "mrl-adaptor"  # a rotation, after which the vectors can be 
 
 _DATA = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.py", "artifact.metadata"]
 _WORDS = [pattern for pattern in _DATA if pattern != "*.safetensors"]
+_SENTENCE_KINDS = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -143,8 +144,9 @@ class Checkpoint:
 
     @cached_property
     def transformer_config(self) -> Mapping[str, Any]:
-        """`sentence_bert_config.json`: `max_seq_length`, `do_lower_case`; empty if absent."""
-        return read_json(self.body / "sentence_bert_config.json") or {}
+        """`sentence_bert_config.json`, or as older releases named it: `max_seq_length`, `do_lower_case`; or empty."""
+        files = (self.body / f"sentence_{kind}_config.json" for kind in _SENTENCE_KINDS)
+        return next((found for file in files if (found := read_json(file)) is not None), {})
 
     @property
     def architecture(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
+from threading import TIMEOUT_MAX
 
 from tamis import advice
 from tamis.budget import Tokenizer
@@ -34,8 +35,10 @@ class Cut:
 
 
 def check_timeout(timeout: float | None) -> None:
-    """Raises InvalidInput for anything but a number of seconds above 0, or None."""
-    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, Real) or not timeout > 0):
+    """Raises InvalidInput for anything but a number of seconds above 0 that a clock can wait, or None."""
+    if timeout is not None and (
+        isinstance(timeout, bool) or not isinstance(timeout, Real) or not 0 < timeout <= TIMEOUT_MAX
+    ):
         raise InvalidInput(f"timeout is {timeout!r}; pass seconds above 0, or None to wait as long as it takes.")
 
 

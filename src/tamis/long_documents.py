@@ -15,6 +15,7 @@ from tamis.errors import InputTooLong, InvalidInput
 LongDocuments: TypeAlias = Literal["truncate", "max_window", "error"]
 POLICIES: tuple[str, ...] = get_args(LongDocuments)
 
+CHARACTERS_PER_TOKEN = 24  # more text than this for each token that fits is not even tokenised, at first
 OVERLAP = 80  # tokens, at most; BCEmbedding's rule
 QUERY_SHARE = 0.75  # of the model's length, at most; FlagEmbedding's rule
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tamis.engine.sequences import Tokens
 from tamis.errors import InputTooLong, InvalidInput, UnknownFamily
-from tamis.long_documents import QUERY_SHARE, LongDocuments, windows
+from tamis.long_documents import CHARACTERS_PER_TOKEN, QUERY_SHARE, LongDocuments, windows
 from tamis.tokenizing import Ids, TextTokenizer
 
 Around: TypeAlias = Literal["nothing", "bos", "tokenizer"]
@@ -27,7 +27,6 @@ Span: TypeAlias = tuple[int, int]
 _MARK = re.compile(r"<\|\w+\|>")  # what opens and closes turns
 _SLOT = re.compile(r"\{(query|passage|instruction)\}")
 LEAST_ROOM = 8  # tokens for a query and a passage, or the prompt is too long for max_length
-_CHARACTERS_PER_TOKEN = 24  # more text than this for each token that fits is not even tokenised
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +190,7 @@ class Asked:
             InputTooLong: A passage does not fit, and the policy is "error".
         """
         texts = [self._tokenizer.plain(text.strip() if self._prompt.strip else text) for text in passages]
-        heads = [text[: self._room * _CHARACTERS_PER_TOKEN] for text in texts]
+        heads = [text[: self._room * CHARACTERS_PER_TOKEN] for text in texts]
         encoded = self._pieces(heads)
         made = Made([], [], [], np.full(len(passages), self.query_cut, np.bool_))
         for i, (text, head, ids) in enumerate(zip(texts, heads, encoded, strict=True)):

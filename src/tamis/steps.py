@@ -114,7 +114,8 @@ class Request(Generic[T]):
             while not self.future.done():
                 if self._advance():
                     left = None if end is None else end - time.monotonic()
-                    if wait(self._pending, left, FIRST_EXCEPTION).not_done and end and time.monotonic() >= end:
+                    waiting = wait(self._pending, left, FIRST_EXCEPTION).not_done
+                    if end and time.monotonic() >= end and (waiting or not self._pending):
                         self.fail(late(timeout))
         finally:
             self.future.cancel()

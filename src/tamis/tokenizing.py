@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from tamis.engine.sequences import Tokens
 from tamis.errors import UnknownFamily
+from tamis.long_documents import CHARACTERS_PER_TOKEN
 
 Ids = NDArray[np.int32]
 
-_CHARACTERS_PER_TOKEN = 24  # of a first guess at how much text a limit of tokens needs
 _MARGIN = 64  # tokens thrown away behind a guess, in case its last words were cut
 
 
@@ -102,6 +102,7 @@ class TextTokenizer:
         self.eos_id: int | None = tokenizer.eos_token_id
         self.unk_id: int | None = tokenizer.unk_token_id
         self.mask_id: int | None = tokenizer.mask_token_id
+        self.nothing: Ids = np.array([next((i for i in (self.pad_id, self.eos_id) if i is not None), 0)], np.int32)
         special = [token.content for token in backend.get_added_tokens_decoder().values() if token.special]
         self.chat: Callable[..., str] | None = None  # a conversation's text in the checkpoint's own template
         if getattr(tokenizer, "chat_template", None):
@@ -119,7 +120,7 @@ class TextTokenizer:
         cleaned = [clean(text) for text in texts]
         if limit is None:
             return self._encode(cleaned)
-        characters = (limit + _MARGIN) * _CHARACTERS_PER_TOKEN
+        characters = (limit + _MARGIN) * CHARACTERS_PER_TOKEN
         heads = [text if len(text) <= characters else _head(text, characters) for text in cleaned]
         encoded = self._encode(heads)
         for i, (text, head) in enumerate(zip(cleaned, heads, strict=True)):
@@ -135,7 +136,7 @@ class TextTokenizer:
 
     def beginning(self, text: str, limit: int) -> str:
         """The characters of the first `limit` tokens of a text that has more; of a character in pieces, none."""
-        places = self.offsets(text[: (limit + _MARGIN) * _CHARACTERS_PER_TOKEN])
+        places = self.offsets(text[: (limit + _MARGIN) * CHARACTERS_PER_TOKEN])
         if len(places) < limit + _MARGIN:
             places = self.offsets(text)
         return text[: int(places[limit, 0])]

@@ -94,6 +94,11 @@ def _cpus(arguments: argparse.Namespace, cores: float | None) -> float:
 def _own(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.server is not None and not arguments.rankrag:
         raise InvalidInput("--server runs a RankRAG model; pass --rankrag, or a URL as MODEL with --mode remote.")
+    names, others = (FOR_RANKRAG, OPTIONS) if arguments.rankrag else (OPTIONS, FOR_RANKRAG)
+    wrong = [name for name in others if name not in names and getattr(arguments, name) is not None]
+    if wrong:
+        says = "means nothing with --rankrag; leave it out" if arguments.rankrag else "is for RankRAG; pass --rankrag"
+        raise InvalidInput(f"--{wrong[0].replace('_', '-')} {says}.")
     return {} if arguments.server is None else {"server": arguments.server}
 
 

@@ -22,13 +22,15 @@ from tamis.cli.model_options import (
 )
 from tamis.cli.output import say, show, status, write_json
 from tamis.errors import InvalidInput
-from tamis.evaluation.collection import Collection, read_collection
+from tamis.evaluation.collection import Collection, check_seed, read_collection
 from tamis.extras import need
 
 if TYPE_CHECKING:
     from tamis.evaluation import DimensionReport, RankRAGReport, Report
 
 RANKRAG = ("adapter", "style", "num_layers", "dtype", "device", "max_length", "long_documents", "task", "relevance")
+ANSWERING = ("adapter", "style", "top_k", "min_score", "max_new_tokens")  # only with --rankrag
+TOP_K = 5
 VECTOR_BYTES = 1 << 30  # for --dims: so that no passage is encoded twice
 
 
@@ -61,8 +63,8 @@ def add_command(commands: Any) -> None:
         help="these (default: the embedded one) rank, and answer with and without that",
     )  # fmt: skip
     add("--adapter", metavar="A", help="a LoRA adapter for it: a folder or hub id")
-    add("--style", choices=("auto", "chat", "plain"), default="auto", help="default: the chat template, if any")
-    add("--top-k", type=int, default=5, metavar="K", help="answer from the best K at most (default: 5)")
+    add("--style", choices=("auto", "chat", "plain"), help="default: the chat template, if any")
+    add("--top-k", type=int, metavar="K", help=f"answer from the best K at most (default: {TOP_K})")
     add("--min-score", type=float, metavar="S", help="answer only from scores of at least S")
     add("--max-new-tokens", type=int, metavar="N", help="tokens of an answer at most (default: the task's)")
 
@@ -118,9 +120,11 @@ def _specs(arguments: argparse.Namespace) -> list[Spec]:
         wrong = [name for name in OPTIONS if name not in RANKRAG and getattr(arguments, name) is not None]
         wrong += ["dims"] * (arguments.dims is not None)
         if wrong:
-            raise InvalidInput(f"--{wrong[0].replace('_', '-')} means nothing with --rankrag; leave it out.")
+            raise InvalidInput(f"--{_spelt(wrong[0])} means nothing with --rankrag; leave it out.")
         if any("mode" in spec.options for spec in specs):
             raise InvalidInput("bm25 is no RankRAG model.")
+    elif wrong := [name for name in ANSWERING if getattr(arguments, name) is not None]:
+        raise InvalidInput(f"--{_spelt(wrong[0])} is for RankRAG models; name them after --rankrag, or leave it out.")
     elif arguments.dims is not None:
         modes = [arguments.mode, *(spec.options.get("mode") for spec in specs)]
         if any(mode not in (None, "bi-encoder") for mode in modes):
@@ -130,16 +134,26 @@ def _specs(arguments: argparse.Namespace) -> list[Spec]:
     return specs
 
 
+def _spelt(name: str) -> str:
+    return name.replace("_", "-")
+
+
 def _check(arguments: argparse.Namespace) -> None:
     if arguments.runs is not None and arguments.first_stage != LEXICAL:
         raise InvalidInput("--run and --first-stage say twice what is reranked; leave one out.")
     for name in ("top", "limit", "top_k", "max_new_tokens"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
-            raise InvalidInput(f"--{name.replace('_', '-')} is {value}; pass at least 1.")
-    for name in ("json", "per_query"):
-        path = getattr(arguments, name)
-        if path not in (None, "-") and not Path(path).absolute().parent.is_dir():
+            raise InvalidInput(f"--{_spelt(name)} is {value}; pass at least 1.")
+    check_seed(arguments.seed)
+    if arguments.per_query == "-":
+        raise InvalidInput("--per-query - would write among the tables; name a file.")
+    for path in (arguments.json, arguments.per_query):
+        if path in (None, "-"):
+            continue
+        if Path(path).is_dir():
+            raise InvalidInput(f"{path} cannot be written: it is a folder. Name a file.")
+        if not Path(path).absolute().parent.is_dir():
             raise InvalidInput(f"{path} cannot be written: there is no folder {Path(path).absolute().parent}.")
     need("ir_measures", "eval", "An evaluation")
     if arguments.plots is not None:
@@ -159,7 +173,7 @@ def _evaluated(
     with status("Loading"):
         common["first_stage"] = _first_stage(arguments, collections, stack)
         if arguments.rankrag is not None:
-            own = {name: getattr(arguments, name) for name in RANKRAG if hasattr(arguments, name)}
+            own = {name: value for name in RANKRAG if (value := getattr(arguments, name, None)) is not None}
             rags = {
                 spec.label: stack.enter_context(load_rankrag(spec.model, **{**own, **spec.options})) for spec in specs
             }
@@ -169,7 +183,8 @@ def _evaluated(
             rerankers = {spec.label: stack.enter_context(_loaded(arguments, spec)) for spec in specs}
     if arguments.rankrag is not None:
         answering = {"max_new_tokens": arguments.max_new_tokens, "min_score": arguments.min_score}
-        return evaluate_rankrag(rags, collections, top_k=arguments.top_k, **answering, **common)
+        top_k = TOP_K if arguments.top_k is None else arguments.top_k
+        return evaluate_rankrag(rags, collections, top_k=top_k, **answering, **common)
     if arguments.dims is not None:
         return evaluate_dimensions(by_dim, collections, **common)
     return evaluate(rerankers, collections, against=arguments.against, **common)

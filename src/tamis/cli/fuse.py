@@ -58,6 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     from tamis import load
     from tamis.evaluation import read_collection
+    from tamis.evaluation.collection import check_seed
     from tamis.scorers.overlap import Overlap
     from tamis.training.fusion import count_pieces, fuse, write_fusion
 
@@ -68,6 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise InvalidInput(f"--{name} is {value}; pass at least 1.")
+    check_seed(arguments.seed)
     collections = [read_collection(one, arguments.split) for one in arguments.data]
     if not arguments.lexical >= 0:
         raise InvalidInput(f"--lexical is {arguments.lexical}; pass at least 0.")

@@ -59,7 +59,8 @@ def run(arguments: argparse.Namespace) -> None:
         say("interrupted; the same command goes on from the last checkpoint.")
         raise
     except OSError as error:
-        raise TamisError(f"{error.strerror or error}.") from error
+        where = f"{error.filename} cannot be written or read: " if error.filename is not None else ""
+        raise TamisError(f"{where}{error.strerror or error}.") from error
     if is_first():
         _tell(trained, as_json=arguments.json)
 

@@ -21,7 +21,7 @@ from tamis.engine.queue import Queue
 from tamis.engine.requests import Outputs, Row
 from tamis.engine.scheduler import Job
 from tamis.engine.sequences import Tokens
-from tamis.errors import DeviceLost
+from tamis.errors import DeviceLost, InvalidInput
 from tamis.options import QUEUE_TOKENS
 from tamis.steps import Party
 
@@ -87,6 +87,7 @@ class Engine:
             more: These are but a beginning: the request can still be refused with what comes next.
 
         Raises:
+            InvalidInput: A sequence has no tokens, for which no model has an answer.
             Closed: The engine was closed.
             DeviceLost: This process is a fork of the one that loaded the model on a GPU.
             Overloaded: There is no room, and nothing of the request has been let in.
@@ -95,6 +96,11 @@ class Engine:
             nothing: Future[Outputs] = Future()
             nothing.set_result([])
             return nothing
+        if not all(map(len, sequences)):
+            raise InvalidInput(
+                "A query or a passage becomes no token at all: the model's tokenizer knows none of it, and puts "
+                "nothing around it. Leave it out."
+            )
         if self._forked and not all(device.runner.survives_fork for device in self._devices):
             raise DeviceLost(
                 "This process was forked after the model was loaded on a GPU, and CUDA does not survive a fork. Load "

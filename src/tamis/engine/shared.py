@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from queue import SimpleQueue
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+from weakref import WeakSet
 
 T = TypeVar("T")
 
@@ -36,6 +38,7 @@ class Shared(Generic[T]):
         self._entries: dict[Hashable, _Entry[T]] = {}
         self._dropped: SimpleQueue[Hashable] = SimpleQueue()
         self._lock = threading.Lock()
+        _ALL.add(self)
 
     def take(self, key: Hashable, make: Callable[[], T]) -> T:
         """The value under `key`, made by `make` if there is none."""
@@ -52,7 +55,8 @@ class Shared(Generic[T]):
                 entry.value.set_result(make())
             except BaseException as error:
                 with self._lock:
-                    del self._entries[key]
+                    if self._entries.get(key) is entry:
+                        del self._entries[key]
                 entry.value.set_exception(error)
                 raise
         return entry.value.result()
@@ -78,3 +82,20 @@ class Shared(Generic[T]):
             self._entries[self._dropped.get()].holders -= 1
         idle = [key for key, entry in self._entries.items() if not entry.holders]
         return [self._entries.pop(key).value.result() for key in idle[: max(0, len(idle) - self._idle)]]
+
+    def _after_fork(self) -> None:
+        """In a child, the thread that was loading is gone, and may have held the lock: who comes next loads."""
+        self._lock = threading.Lock()
+        self._entries = {key: entry for key, entry in self._entries.items() if entry.value.done()}
+
+
+_ALL: WeakSet[Shared[Any]] = WeakSet()
+
+
+def _renew_all() -> None:
+    for shared in list(_ALL):
+        shared._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_all)

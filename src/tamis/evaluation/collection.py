@@ -67,8 +67,9 @@ class Collection:
         """At most `count` queries, drawn with a seed, in their old order. The corpus stays whole.
 
         Raises:
-            InvalidInput: The count is below 1.
+            InvalidInput: The count is below 1, or the seed below 0.
         """
+        check_seed(seed)
         if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
             raise InvalidInput(f"The limit of queries is {count!r}; pass an int of at least 1.")
         if count is None or count >= len(self.queries):
@@ -77,6 +78,12 @@ class Collection:
         kept = [ids[i] for i in sorted(np.random.default_rng(seed).permutation(len(ids))[:count])]
         queries, qrels = {query: self.queries[query] for query in kept}, {query: self.qrels[query] for query in kept}
         return replace(self, queries=queries, qrels=qrels)
+
+
+def check_seed(seed: int) -> None:
+    """Raises InvalidInput for what nothing can be drawn with."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise InvalidInput(f"The seed is {seed!r}; pass an int of at least 0.")
 
 
 def read_collection(folder: str | Path, split: str = "dev") -> Collection:

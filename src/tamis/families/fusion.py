@@ -44,11 +44,12 @@ def build(checkpoint: Checkpoint, options: LoadOptions) -> Scorer:
         MissingExtra: The bi-encoder is the embedded one, which is not installed.
     """
     from tamis.scorers.fusion import FusionScorer
-    from tamis.scorers.overlap import Counts, Overlap
+    from tamis.scorers.overlap import HEAD, Counts, Overlap
 
     options.allow("fusion", "dim", "cache_dtype")
     other, blend = _read(checkpoint)
-    overlap = Overlap(checkpoint.root, Counts.read(checkpoint.root)) if blend.lexical else None
+    head = None if options.long_documents == "max_window" else HEAD
+    overlap = Overlap(checkpoint.root, Counts.read(checkpoint.root), head) if blend.lexical else None
     alone = replace(options, family=None, mode="cross-encoder", dim=None, cache_dtype=None)
     beside = replace(options, family=None, mode="bi-encoder", max_length=None, num_layers=None)
     beside = replace(beside, revision=None, trust_remote_code=False)  # said of the one that the caller named

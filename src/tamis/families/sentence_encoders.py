@@ -20,6 +20,7 @@ from tamis.scorers.base import Scorer
 SCORE = "(1 + cos) / 2; of a dot product (1 + s / (1 + |s|)) / 2"
 
 _PASSAGE_PROMPTS = ("document", "passage", "corpus")  # the first that a checkpoint has
+_ENCODER_HALVES = ("t5", "mt5", "umt5")  # types whose plain class has a decoder too; sentence-t5, gtr-t5
 _SIMILARITIES: dict[str, Similarity] = {"cosine": "cosine", "dot": "dot", "dot_product": "dot"}
 
 
@@ -54,6 +55,7 @@ def build(
     _check_role(checkpoint, "DPRQuestionEncoder", "reads queries")
     _check_role(passage, "DPRContextEncoder", "reads passages")
     compared = options.similarity or similarity or _stated_similarity(checkpoint, passage)
+    stated = _stated_dim(checkpoint, passage) if options.dim is None else None
 
     def lease(one: Checkpoint) -> Lease:
         return transformer.lease("bi-encoder", one, options, partial(_load, pooling), pooling)
@@ -76,7 +78,7 @@ def build(
             tower(checkpoint, asking, prompts.get("query", "") if options.instruction is None else options.instruction),
             tower(passage, reading, next((theirs[name] for name in _PASSAGE_PROMPTS if name in theirs), "")),
             model=checkpoint.name,
-            dims=_dims(options.dim, width, checkpoint.name),
+            dims=_dims(options.dim, width, checkpoint.name) if stated is None else (min(stated, width),),
             similarity=compared,
             cache_dtype=options.cache_dtype or "float32",
             long_documents=options.long_documents,
@@ -92,7 +94,7 @@ def build(
 
 def _load(pooling: str, checkpoint: Checkpoint, options: LoadOptions, devices: Sequence[Any], dtype: Any) -> Any:
     import torch
-    from transformers import AutoModel
+    from transformers import AutoModel, AutoModelForTextEncoding
 
     from tamis import transformer
     from tamis.cache import ByteLRU
@@ -107,6 +109,8 @@ def _load(pooling: str, checkpoint: Checkpoint, options: LoadOptions, devices: S
     architecture = transformer.architecture_of(config, options)
     dpr = config.model_type == "dpr"
     model_class = dpr_class(checkpoint) if dpr else AutoModel
+    if config.model_type in _ENCODER_HALVES:
+        model_class = AutoModelForTextEncoding
 
     def runner(device: Any) -> Readable:
         model, missing = transformer.load_model(model_class, checkpoint, config, options, dtype)
@@ -161,6 +165,28 @@ def _stated_similarity(*checkpoints: Checkpoint) -> Similarity:
     if len(said) > 1:
         raise InvalidInput("The two checkpoints say cosine and dot; pass the similarity= that they were trained with.")
     return said.pop() if said else "cosine"
+
+
+def _stated_dim(*checkpoints: Checkpoint) -> int | None:
+    """What the checkpoints' sentence-transformers configs truncate vectors to; None if they do not.
+
+    Raises:
+        CorruptCheckpoint: It is no number of dimensions.
+        InvalidInput: They say different things.
+    """
+    said = {checkpoint.sentence_config.get("truncate_dim") for checkpoint in checkpoints}
+    if len(said) > 1:
+        raise InvalidInput(
+            f"The two checkpoints cut their vectors to {' and '.join(sorted(map(str, said)))} dimensions; "
+            "pass the dim= that they were trained with."
+        )
+    dim = said.pop()
+    if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int) or dim < 1):
+        raise CorruptCheckpoint(
+            f"{checkpoints[0].name}: truncate_dim is {dim!r} in config_sentence_transformers.json; it is a number of "
+            "dimensions, or null."
+        )
+    return dim
 
 
 def _dims(dim: int | tuple[int, ...] | None, width: int, name: str) -> tuple[int, ...]:

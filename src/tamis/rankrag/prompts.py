@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tamis.errors import InvalidInput, UnknownFamily
 from tamis.tokenizing import Ids
@@ -253,9 +254,13 @@ class Tokenised:
         """Tokens of a passage alone."""
         return self.tokenizer.count(self.tokenizer.plain(text))
 
+    def places(self, text: str) -> NDArray[np.int64]:
+        """The characters (start, stop) of each of a passage's tokens, (n, 2)."""
+        return self.tokenizer.offsets(self.tokenizer.plain(text))
+
     def span(self, text: str, tokens: slice) -> tuple[int, int]:
         """The characters of some of a passage's tokens."""
-        places = self.tokenizer.offsets(self.tokenizer.plain(text))
+        places = self.places(text)
         return int(places[tokens.start, 0]), int(places[tokens.stop - 1, 1])
 
     def _plain(self, question: str, task: str, history: Sequence[Turn]) -> tuple[str, str, list[Turn]]:

@@ -7,6 +7,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tamis.budget import TokenCounter
 from tamis.scorers.base import Scorer, Scores
 from tamis.scores import sigmoid
@@ -14,6 +17,9 @@ from tamis.steps import Steps
 
 if TYPE_CHECKING:
     from tamis.scorers.overlap import Overlap
+
+
+_CHUNK = 32  # passages in which words are counted at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +73,22 @@ class FusionScorer:
         blend = self._blend
         logits = cross.logits + blend.weight * similar.logits
         if self._overlap is not None:
-            logits = logits + blend.lexical * self._overlap(query, passages)
+            logits = logits + blend.lexical * (yield from self._shared(query, passages))
         return Scores(
             blend.scale * logits + blend.offset,
             cross.truncated | similar.truncated,
             cross.tokens + similar.tokens,
             windows=cross.windows,
         )
+
+    def _shared(self, query: str, passages: Sequence[str]) -> Steps[NDArray[np.float64]]:
+        """Words in common, (n,). After each part of the passages, whoever waits may give up."""
+        assert self._overlap is not None  # noqa: S101 - asked above
+        values = [np.zeros(0)]
+        for start in range(0, len(passages), _CHUNK):
+            values.append(self._overlap(query, passages[start : start + _CHUNK]))
+            yield ()
+        return np.concatenate(values)
 
     def to_score(self, logit: float) -> float:
         """See `tamis.scores.sigmoid`."""

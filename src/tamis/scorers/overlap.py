@@ -7,6 +7,7 @@ texts, by pieces of a tokenizer, whose words are never unknown.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from tamis.tokenizing import clean
 FILE = "piece_counts.safetensors"
 TOKENIZER = "tokenizer.json"
 K1, B = 0.5, 0.4
+HEAD = 16_384  # characters, about eight times what a cross-encoder reads
 _CHUNK = 256  # texts that are tokenised at a time where pieces are counted
 
 
@@ -78,12 +80,13 @@ class Overlap:
     Args:
         folder: Of the checkpoint whose `tokenizer.json` splits the texts.
         counts: Of the same tokenizer's pieces.
+        head: Characters of a text that are read; None is all of them.
 
     Raises:
         CorruptCheckpoint: There is no tokenizer, or the counts belong to another.
     """
 
-    def __init__(self, folder: Path, counts: Counts) -> None:
+    def __init__(self, folder: Path, counts: Counts, head: int | None = HEAD) -> None:
         self._tokenizer = tokenizer_of(folder)
         pieces = self._tokenizer.get_vocab_size()
         if len(counts.texts) != pieces:
@@ -92,14 +95,13 @@ class Overlap:
                 "`tamis fuse`."
             )
         self._rarity = np.log1p((counts.total - counts.texts + 0.5) / (counts.texts + 0.5))
-        unknown = getattr(self._tokenizer.model, "unk_token", None)
-        if unknown is not None and (place := self._tokenizer.token_to_id(unknown)) is not None:
-            self._rarity[place] = 0.0  # two unknown words are hardly the same
+        self._rarity[_wordless(self._tokenizer)] = 0.0  # two unknown words are hardly the same
+        self._head = head
         self._length = max(1.0, counts.length)
 
     def __call__(self, query: str, passages: Sequence[str]) -> NDArray[np.float64]:
         """One value for each passage, (n,); 0 where the query has no word that is known."""
-        asked, *read = pieces_of(self._tokenizer, [query, *passages])
+        asked, *read = pieces_of(self._tokenizer, [text[: self._head] for text in (query, *passages)])
         terms = np.unique(asked)
         rarity = self._rarity[terms]
         total = rarity.sum()
@@ -145,6 +147,16 @@ def tokenizer_of(folder: Path) -> Any:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def _wordless(tokenizer: Any) -> list[int]:
+    """The ids of what the vocabulary lacks, and of SentencePiece's mark of a word's beginning, standing alone."""
+    found = [tokenizer.token_to_id("\u2581")]
+    if (token := getattr(tokenizer.model, "unk_token", None)) is not None:
+        found.append(tokenizer.token_to_id(token))
+    else:  # a Unigram model tells it in its file alone
+        found.append(json.loads(tokenizer.to_str())["model"].get("unk_id"))
+    return [place for place in found if place is not None]
 
 
 def pieces_of(tokenizer: Any, texts: Sequence[str]) -> list[NDArray[np.int64]]:

@@ -121,7 +121,7 @@ class PromptedScorer:
         for stage in range(1, len(self._layers)):
             border = np.sort(final[alive])[len(alive) // 2]
             behind.append((alive[final[alive] < border], final))
-            alive = alive[final[alive] >= border]  # ties at the border go on together
+            alive = alive[~(final[alive] < border)]  # ties at the border go on together, and what is not a number
             again = [self._leaving(one, stage) for i in alive for one in sequences[i]]
             tokens += sum(map(len, again))
             answer = session.submit(again)

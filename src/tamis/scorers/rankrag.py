@@ -15,7 +15,7 @@ from tamis.engine.lm_sequences import Ranked, Warmed
 from tamis.engine.loaded import Lease
 from tamis.engine.requests import Outputs
 from tamis.errors import InputTooLong
-from tamis.long_documents import LongDocuments, pieces
+from tamis.long_documents import CHARACTERS_PER_TOKEN, LongDocuments, pieces
 from tamis.rankrag.prompts import Tokenised, Turn
 from tamis.scorers.base import Scores
 from tamis.scorers.cross_encoder import CHUNK
@@ -163,21 +163,46 @@ class RankRAGScorer:
         self, passages: Sequence[str], room: int, first: int
     ) -> tuple[list[tuple[int, Ids, tuple[int, int] | None]], NDArray[np.bool_]]:
         """Of each passage (its number, its piece of the prompt, its characters if it is a window); which lose text."""
-        encoded = self.prompts.ranked(passages)
+        most = None if self._policy == "max_window" else room * CHARACTERS_PER_TOKEN
+        heads = [text[:most] for text in passages]
+        encoded = self.prompts.ranked(heads)
         cut = np.zeros(len(passages), np.bool_)
         out: list[tuple[int, Ids, tuple[int, int] | None]] = []
-        for i, (text, ids) in enumerate(zip(passages, encoded, strict=True)):
+        for i, (text, head, ids) in enumerate(zip(passages, heads, encoded, strict=True)):
+            if len(ids) <= room and len(head) < len(text):  # of tokens that are longer than most
+                head, ids = text, self.prompts.ranked([text])[0]
             if len(ids) <= room:
                 out.append((i, ids, None))
                 continue
-            frame = len(ids) - self.prompts.count(text) + 4  # and what a cut may add
-            parts, lost = pieces([self.prompts.count(text)], max(1, room - frame), self._policy, first + i)
-            cut[i] = bool(lost[0])
-            for _, part in parts:
-                span = self.prompts.span(text, part)
-                window = self.prompts.ranked([text[span[0] : span[1]]])[0]
-                out.append((i, window[:room], span if self._policy == "max_window" else None))
+            spans, windows = self._windows(head, len(ids), room, first + i)
+            cut[i] = self._policy == "truncate"
+            whole = self._policy == "max_window"
+            out += [(i, window, span if whole else None) for span, window in zip(spans, windows, strict=True)]
         return out, cut
+
+    def _windows(self, text: str, tokens: int, room: int, number: int) -> tuple[list[tuple[int, int]], list[Ids]]:
+        """What the policy reads of a passage that does not fit: characters, and the piece of the prompt with them.
+
+        Args:
+            text: The passage.
+            tokens: Of the piece that holds all of it.
+            room: Tokens that a piece may have.
+            number: The passage's, for messages.
+        """
+        places = self.prompts.places(text)
+        frame = tokens - len(places) + 4  # and what a cut may add
+        while room > frame:
+            parts, _ = pieces([len(places)], room - frame, self._policy, number)
+            spans = [(int(places[part.start, 0]), int(places[part.stop - 1, 1])) for _, part in parts]
+            windows = self.prompts.ranked([text[start:stop] for start, stop in spans])
+            excess = max(map(len, windows)) - room
+            if excess <= 0:
+                return spans, windows
+            frame += excess  # what follows a passage is never cut
+        raise InputTooLong(
+            f"Passage {number} does not fit beside the question and the prompt; shorten these, or raise "
+            "max_length=."
+        )
 
     def _ranked(self, piece: Ids, asked: Ids) -> Ranked:
         system = self.prompts.system

@@ -61,7 +61,7 @@ class Tower:
     def first(self, text: str) -> tuple[Tokens, bool]:
         """One sequence of the text's beginning, and whether there was more."""
         ids = self.lease.loaded.tokenizer.encode([self.prompt + text], limit=self.space)[0]
-        return self._template.fill(ids[: self.space]), len(ids) > self.space
+        return self._filled(ids[: self.space]), len(ids) > self.space
 
     def sequences(self, texts: Sequence[str], policy: LongDocuments, places: Sequence[int]) -> Cut:
         """Sequences of some passages, whose indices among the caller's are `places`.
@@ -93,4 +93,9 @@ class Tower:
 
     def _window(self, ids: Ids, prompt: int, part: slice) -> Tokens:
         text = ids[prompt:][part]
-        return self._template.fill(np.concatenate([ids[:prompt], text]) if prompt else text)
+        return self._filled(np.concatenate([ids[:prompt], text]) if prompt else text)
+
+    def _filled(self, ids: Ids) -> Tokens:
+        """A sequence of one token at least: of an empty text, where nothing is put around texts, a padding one."""
+        tokens = self._template.fill(ids)
+        return tokens if len(tokens) else self._template.fill(self.lease.loaded.tokenizer.nothing)
