@@ -27,7 +27,9 @@ from remote_stubs import (
     passages,
     serving,
     sigmoid,
+    status,
 )
+from tamis.remote.apis import APIS
 from tamis.remote.batches import groups
 from tamis.scores import from_cosine, logit, order
 from tamis.scores import sigmoid as exact_sigmoid
@@ -279,14 +281,44 @@ def test_the_logit_of_a_probability_keeps_the_order(given):
 
 
 @pytest.mark.parametrize(("kind", "url"), [
-    (Nim, "/v1/ranking"), (Nim, ""), (Nim, "/"), (Tei, "/rerank"), (Tei, ""), (Vllm, "/v1/rerank"), (Vllm, ""),
-    (VllmScore, "/score"),
+    (Nim, "/v1/ranking"), (Nim, ""), (Nim, "/"), (Nim, "/v1"), (Tei, "/rerank"), (Tei, ""), (Tei, "/v1/"),
+    (Vllm, "/v1/rerank"), (Vllm, ""), (Vllm, "/v1"), (VllmScore, "/score"),
 ])  # fmt: skip
 def test_the_api_and_the_model_are_found_out(kind, url):
     with serving(kind()) as stub, tamis.load(stub.base + url, mode="remote") as reranker:
         assert [hit.index for hit in reranker.rank(QUERY, passages(*LOGITS))] == [1, 4, 2, 0, 3]
         assert reranker.model == (stub.url if kind is Tei else "acme/reranker-1")
         assert reranker.mode == "remote"
+
+
+@pytest.mark.parametrize("end", ["", "/", "/v1", "/v1/"])
+@pytest.mark.parametrize("kind", ["nim", "tei", "vllm", "cohere", "jina", "voyage"])
+def test_a_base_url_gets_the_apis_own_path(kind, end):
+    """Vendors' own base URLs end in /v1, where no API ranks."""
+    made, options = KINDS[kind]
+    with serving(made(key=options.get("api_key"))) as stub:
+        with tamis.load(stub.base + end, mode="remote", **options) as reranker:
+            assert reranker.logits(QUERY, passages(*LOGITS)) == pytest.approx(LOGITS, abs=1e-9)
+        assert {path for method, path, _, _ in stub.requests if method == "POST"} == {made.path}
+
+
+@pytest.mark.parametrize("path", ["/v2", "/gateway/v1", "/v1/v1"])
+def test_any_other_path_is_taken_as_it_is(path):
+    stub = Nim()
+    stub.path = path
+    with serving(stub), connect(stub, api="nim", **MODEL) as reranker:
+        assert reranker.logits(QUERY, passages(*LOGITS)) == pytest.approx(LOGITS, abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["hosted nim", "tei", "cohere"])
+def test_an_unknown_path_is_told_the_apis_own(kind):
+    made, options = KINDS[kind]
+    stub = made(key=options.get("api_key"))
+    stub.faults = [status(404)]
+    with serving(stub), tamis.load(stub.base + "/elsewhere", mode="remote", **options) as reranker:
+        own = APIS[options["api"]].path
+        with pytest.raises(tamis.RemoteError, match=f"answered 404.* such as https://host{own}\\."):
+            reranker.rank(QUERY, passages(1))
 
 
 def test_the_servers_own_limit_is_taken():

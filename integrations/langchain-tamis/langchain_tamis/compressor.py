@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import pickle
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import fields
@@ -10,13 +12,15 @@ from typing import Any, TypedDict
 from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.runnables import RunnableLambda
-from pydantic import ValidationInfo, field_validator
+from pydantic import ValidationInfo, field_serializer, field_validator
 
 from langchain_tamis.documents import checked, scored
 from langchain_tamis.model import TamisModel
 from langchain_tamis.rankrag_model import RankRAGModel
 from tamis.inputs import Cut, check_timeout
 from tamis.types import Ranking
+
+logger = logging.getLogger(__name__)
 
 CUTS = tuple(field.name for field in fields(Cut))
 
@@ -33,7 +37,8 @@ class Compressor(BaseDocumentCompressor):
         top_n: Keep this many documents at most; all if None.
         min_score: Keep only documents with at least this score.
         max_tokens: Keep the longest run of best documents whose texts have at most this many tokens.
-        tokenizer: What `max_tokens` counts with; see `tamis.budget.token_counter`.
+        tokenizer: What `max_tokens` counts with; see `tamis.budget.token_counter`. Only a name is kept in dumps, and
+            pickles leave out what cannot be pickled, with a warning.
         timeout: Seconds after which `tamis.DeadlineExceeded` is raised.
     """
 
@@ -54,6 +59,10 @@ class Compressor(BaseDocumentCompressor):
     def _check_timeout(cls, value: Any) -> Any:
         check_timeout(value)
         return value
+
+    @field_serializer("tokenizer")
+    def _name_only(self, value: Any) -> str | None:
+        return value if isinstance(value, str) else None
 
     @abstractmethod
     def _ranking(self, query: str, texts: list[str], **cut: Any) -> Ranking: ...
@@ -88,13 +97,28 @@ class Compressor(BaseDocumentCompressor):
         return RunnableLambda(self._rank, afunc=self._arank, name=type(self).__name__)
 
     def _rank(self, request: _Request) -> list[Document]:
+        if not request["documents"]:
+            return []
         return scored(request["documents"], self._ranking(request["query"], _texts(request), **self._cut()))
 
     async def _arank(self, request: _Request) -> list[Document]:
+        if not request["documents"]:
+            return []
         return scored(request["documents"], await self._aranking(request["query"], _texts(request), **self._cut()))
 
     def _cut(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in (*CUTS, "timeout")}
+
+    def __getstate__(self) -> dict[Any, Any]:
+        state = super().__getstate__()
+        if not _pickles(self.tokenizer):
+            logger.warning(
+                "%s: its tokenizer cannot be pickled and stays out, so that what is unpickled counts max_tokens with "
+                "the reranker's own. Pass a tokenizer's name, or a function of a module, to keep it.",
+                type(self).__name__,
+            )
+            state["__dict__"] = {**state["__dict__"], "tokenizer": None}
+        return state
 
 
 class TamisRerank(TamisModel, Compressor):
@@ -127,6 +151,14 @@ class RankRAGCompressor(RankRAGModel, Compressor):
     async def _aranking(self, query: str, texts: list[str], **cut: Any) -> Ranking:
         rag = await self.aload()
         return await rag.arank(query, texts, task=self.task, **cut)
+
+
+def _pickles(value: Any) -> bool:
+    try:
+        pickle.dumps(value)
+    except Exception:  # noqa: BLE001 - whatever an object's own way to be pickled raises
+        return False
+    return True
 
 
 def _texts(request: _Request) -> list[str]:

@@ -40,6 +40,8 @@ class TamisCrossEncoder(TamisModel, BaseCrossEncoder):
         places: dict[str, list[int]] = {}
         for place, (query, _) in enumerate(text_pairs):
             places.setdefault(query, []).append(place)
+        if not places:
+            return []
         requests = [(query, [text_pairs[place][1] for place in of_query]) for query, of_query in places.items()]
         scores = [0.0] * len(text_pairs)
         for of_query, ranking in zip(places.values(), self.load().rank_many(requests), strict=True):

@@ -6,7 +6,16 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationInfo,
+    field_serializer,
+    field_validator,
+)
 from pydantic.json_schema import SkipJsonSchema
 
 import tamis
@@ -42,7 +51,8 @@ class TamisModel(BaseModel):
 
     Attributes:
         reranker: A loaded reranker, which is used instead of loading one. Dumps and pickles leave it out; where no
-            other field names a model, an unpickled adapter raises `tamis.InvalidInput` on first use.
+            other field names a model, what is restored raises `tamis.InvalidInput` on first use.
+        needs_reranker: Set in what is restored from the dump or pickle of an instance with a reranker.
         api_key: With `mode="remote"`: the key that the server wants. Dumps and pickles leave it out; what is restored
             reads it from the environment, as `tamis.load` does.
     """
@@ -87,9 +97,9 @@ class TamisModel(BaseModel):
     allow_http: bool = False
     scale: Scale | None = None
     reranker: SkipJsonSchema[tamis.Reranker | None] = Field(default=None, exclude=True, repr=False)
+    needs_reranker: bool = Field(default=False, repr=False)
 
     _lazy: LazyReranker = PrivateAttr(default_factory=lambda: LazyReranker(tamis.load, {}))
-    _reranker_lost: bool = PrivateAttr(default=False)
 
     @field_validator(*OPTIONS, mode="before")
     @classmethod
@@ -104,12 +114,16 @@ class TamisModel(BaseModel):
             check_model(value)
         return value
 
+    @field_serializer("needs_reranker")
+    def _remembered(self, value: bool) -> bool:
+        return value or self.reranker is not None
+
     def load(self) -> tamis.Reranker:
         """The reranker, loaded if it is not yet: to warm up before the first request, or to read its `stats()`.
 
         Raises:
             tamis.TamisError: What `tamis.load` raises.
-            tamis.InvalidInput: The instance was unpickled, and the reranker that it had been given is gone.
+            tamis.InvalidInput: The instance was restored without the reranker that it had been made with.
         """
         return self.reranker or self._loader().get()
 
@@ -118,17 +132,17 @@ class TamisModel(BaseModel):
         return self.reranker or await self._loader().aget()
 
     def _loader(self) -> LazyReranker:
-        if self._reranker_lost and self.model is None and self.mode is None and self.family is None:
+        if self.needs_reranker and self.model is self.mode is self.family is None:
             raise tamis.InvalidInput(
-                f"This {type(self).__name__} was unpickled, and the reranker= that it had been given does not travel "
-                "in pickles. Set its reranker= again, or construct it with model=, which is loaded where it is used."
+                f"This {type(self).__name__} was restored from a dump or a pickle of one that was made with reranker=, "
+                "which neither can hold. Assign its reranker, or make it with model=, mode= or family= beside "
+                "reranker=."
             )
         self._lazy = self._lazy.over({name: getattr(self, name) for name in ("model", *OPTIONS)})
         return self._lazy
 
     def __getstate__(self) -> dict[Any, Any]:
         state = super().__getstate__()
-        state["__dict__"] = {**state["__dict__"], "reranker": None, "api_key": None}
-        if self.reranker is not None:
-            state["__pydantic_private__"] = {**state["__pydantic_private__"], "_reranker_lost": True}
+        update = {"reranker": None, "api_key": None, "needs_reranker": self._remembered(self.needs_reranker)}
+        state["__dict__"] = {**state["__dict__"], **update}
         return state

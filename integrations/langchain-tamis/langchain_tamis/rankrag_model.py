@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, Field, SecretStr, ValidationInfo, field_validator
+from pydantic import BaseModel, Field, SecretStr, ValidationInfo, field_serializer, field_validator
 from pydantic.json_schema import SkipJsonSchema
 
 import tamis
@@ -34,7 +34,8 @@ class RankRAGModel(BaseModel):
         task: "short", "full", "claim" or "conversation", for every call; by default what `tamis.RankRAG` chooses.
         rag: What `tamis.load_rankrag` returned, which is used instead of loading one. Where none was given it is the
             handle that loads it, which copies share. Dumps and pickles leave it out; where no other field names a
-            model, an unpickled adapter that had one raises `tamis.InvalidInput` on first use.
+            model, what is restored of an instance that had one raises `tamis.InvalidInput` on first use.
+        needs_rag: Set in what is restored from the dump or pickle of an instance with a model.
         api_key: With `server=`: the key that it wants. Dumps and pickles leave it out.
     """
 
@@ -71,6 +72,7 @@ class RankRAGModel(BaseModel):
     verify: bool | str | Path = True
     allow_http: bool = False
     rag: SkipJsonSchema[Any] = Field(default=None, exclude=True, repr=False)
+    needs_rag: bool = Field(default=False, repr=False)
 
     @field_validator(*_COMMON, mode="before")
     @classmethod
@@ -102,6 +104,10 @@ class RankRAGModel(BaseModel):
             raise tamis.InvalidInput(f"rag= is a {type(value).__name__}; pass what tamis.load_rankrag() returned.")
         return value
 
+    @field_serializer("needs_rag")
+    def _remembered(self, value: bool) -> bool:
+        return value or not (self.rag is None or isinstance(self.rag, LazyRankRAG))
+
     def model_post_init(self, context: Any, /) -> None:
         """Makes the handle that loads the model, as a field: `configurable_fields` hands on nothing else."""
         if self.rag is None:
@@ -112,7 +118,7 @@ class RankRAGModel(BaseModel):
 
         Raises:
             tamis.TamisError: What `tamis.load_rankrag` raises.
-            tamis.InvalidInput: The instance was unpickled, and the model that it had been given is gone.
+            tamis.InvalidInput: The instance was restored without the model that it had been made with.
         """
         handle = self._handle()
         return handle.get() if isinstance(handle, LazyRankRAG) else handle
@@ -124,10 +130,16 @@ class RankRAGModel(BaseModel):
 
     def _handle(self) -> RankRAG | LazyRankRAG:
         handle: RankRAG | LazyRankRAG | None = self.rag
+        if handle is not None and not isinstance(handle, LazyRankRAG):
+            return handle
+        if self.needs_rag and self.model is self.adapter is None:
+            raise tamis.InvalidInput(
+                f"This {type(self).__name__} was restored from a dump or a pickle of one that was made with rag=, "
+                "which neither can hold. Assign its rag, or make it with model= or adapter= beside rag=."
+            )
         if handle is None:
             handle = LazyRankRAG(tamis.load_rankrag, self._options())
-        if isinstance(handle, LazyRankRAG):
-            self.__dict__["rag"] = handle = handle.over(self._options())
+        self.__dict__["rag"] = handle = handle.over(self._options())
         return handle
 
     def _options(self) -> dict[str, Any]:
@@ -135,17 +147,7 @@ class RankRAGModel(BaseModel):
 
     def __getstate__(self) -> dict[Any, Any]:
         state = super().__getstate__()
-        state["__dict__"] = {**state["__dict__"], "api_key": None}
-        if not isinstance(self.rag, LazyRankRAG):
-            state["__dict__"] = {**state["__dict__"], "rag": LazyRankRAG(_load_again, {})}
+        handle = self.rag if isinstance(self.rag, LazyRankRAG) else None
+        update = {"rag": handle, "api_key": None, "needs_rag": self._remembered(self.needs_rag)}
+        state["__dict__"] = {**state["__dict__"], **update}
         return state
-
-
-def _load_again(**options: Any) -> RankRAG:
-    """`tamis.load_rankrag`, where a model was given that does not travel in pickles."""
-    if options.get("model") is None and options.get("adapter") is None:
-        raise tamis.InvalidInput(
-            "This adapter was unpickled, and the rag= that it had been given does not travel in pickles. Set its rag= "
-            "again, or construct it with model=, which is loaded where it is used."
-        )
-    return tamis.load_rankrag(**options)

@@ -10,7 +10,7 @@ from langchain_core.load import dumps
 from pydantic import ValidationError
 
 import tamis
-from langchain_tamis import TamisRerank
+from langchain_tamis import RankRAGCompressor, TamisRerank
 
 
 def texts(documents):
@@ -30,7 +30,8 @@ def test_both_methods_are_native_and_take_callbacks():
 def test_fields_are_the_arguments_of_load_and_rank():
     of_load = inspect.signature(tamis.load).parameters
     of_rank = dict(list(inspect.signature(tamis.Reranker.rank).parameters.items())[3:])  # self, query, passages
-    expected = {name: parameter.default for name, parameter in {**of_load, **of_rank}.items()} | {"reranker": None}
+    expected = {name: parameter.default for name, parameter in {**of_load, **of_rank}.items()}
+    expected |= {"reranker": None, "needs_reranker": False}
     assert {name: field.default for name, field in TamisRerank.model_fields.items()} == expected
 
 
@@ -108,6 +109,13 @@ async def test_empty_documents(reranker):
     rerank = TamisRerank(reranker=reranker)
     assert rerank.compress_documents([], "q") == []
     assert await rerank.acompress_documents([], "q") == []
+
+
+async def test_empty_documents_load_nothing(tmp_path):
+    for kind in (TamisRerank, RankRAGCompressor):
+        compressor = kind(model=tmp_path / "nothing")
+        assert compressor.compress_documents([], "q") == []
+        assert await compressor.acompress_documents([], "q") == []
 
 
 def test_an_empty_document_and_duplicates_are_kept():

@@ -26,7 +26,8 @@ def test_is_a_cross_encoder():
 def test_fields_are_the_arguments_of_load():
     expected = {name: parameter.default for name, parameter in inspect.signature(tamis.load).parameters.items()}
     assert {name: field.default for name, field in TamisCrossEncoder.model_fields.items()} == expected | {
-        "reranker": None
+        "reranker": None,
+        "needs_reranker": False,
     }
 
 
@@ -44,6 +45,7 @@ def test_scores_in_the_order_of_the_pairs(reranker):
 
 def test_no_pairs(reranker):
     assert TamisCrossEncoder(reranker=reranker).score([]) == []
+    assert TamisCrossEncoder(model="/no/such/folder").score([]) == []
 
 
 def test_a_query_is_one_request(number_scorer):
@@ -88,7 +90,9 @@ def test_loads_on_first_use_and_once():
     assert encoder.load() is encoder.load()
 
 
-def test_pickles_without_its_reranker(reranker):
-    with pytest.raises(tamis.InvalidInput, match="TamisCrossEncoder was unpickled"):
-        pickle.loads(pickle.dumps(TamisCrossEncoder(reranker=reranker))).score([("q", "1")])
+def test_restored_without_its_reranker(reranker):
+    encoder = TamisCrossEncoder(reranker=reranker)
+    for lost in (pickle.loads(pickle.dumps(encoder)), TamisCrossEncoder(**encoder.model_dump())):
+        with pytest.raises(tamis.InvalidInput, match="TamisCrossEncoder was restored from a dump or a pickle"):
+            lost.score([("q", "1")])
     assert pickle.loads(pickle.dumps(TamisCrossEncoder(mode="lexical"))).score([("q", "1")]) == [0.0]

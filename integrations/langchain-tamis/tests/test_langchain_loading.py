@@ -18,7 +18,7 @@ from langchain_core.documents import Document
 
 import langchain_tamis
 import tamis
-from langchain_tamis import TamisCrossEncoder, TamisRerank
+from langchain_tamis import RankRAGCompressor, TamisCrossEncoder, TamisRerank
 from tamis.lazy import LazyReranker
 
 DOCUMENTS = [Document("a tar file"), Document("a zip file")]
@@ -173,19 +173,48 @@ def test_pickles_keep_the_fields():
     assert [document.page_content for document in twin.compress_documents(DOCUMENTS, "zip")] == ["a zip file"]
 
 
-async def test_a_pickle_without_its_reranker_says_so(reranker):
+RESTORED = {
+    "pickle": lambda rerank: pickle.loads(pickle.dumps(rerank)),
+    "model_dump": lambda rerank: type(rerank)(**rerank.model_dump()),
+    "model_dump_json": lambda rerank: type(rerank).model_validate_json(rerank.model_dump_json()),
+}
+
+
+@pytest.mark.parametrize("restore", RESTORED.values(), ids=RESTORED)
+async def test_what_is_restored_without_its_reranker_says_so(restore, reranker):
     rerank = TamisRerank(reranker=reranker, device="cpu")
-    twin = pickle.loads(pickle.dumps(rerank))
+    twin = restore(rerank)
     assert rerank.load() is reranker
-    for lost in (twin, copy.deepcopy(twin), pickle.loads(pickle.dumps(twin))):
+    for lost in (twin, copy.deepcopy(twin), twin.model_copy(update={"top_n": 1}), restore(twin)):
         with pytest.raises(tamis.InvalidInput, match=r"reranker=.* model="):
             lost.compress_documents(DOCUMENTS, "q")
         with pytest.raises(tamis.InvalidInput, match=r"reranker=.* model="):
             await lost.acompress_documents(DOCUMENTS, "q")
     twin.reranker = reranker
     assert twin.load() is reranker
+    assert TamisRerank(**rerank.model_dump(), reranker=reranker).load() is reranker
 
 
-def test_a_pickle_whose_fields_name_a_model_loads_that(reranker):
-    twin = pickle.loads(pickle.dumps(TamisRerank(mode="lexical", reranker=reranker)))
-    assert twin.load().mode == "lexical"
+@pytest.mark.parametrize("restore", RESTORED.values(), ids=RESTORED)
+def test_what_is_restored_loads_the_model_that_its_fields_name(restore, reranker):
+    assert restore(TamisRerank(mode="lexical", reranker=reranker)).load().mode == "lexical"
+
+
+@pytest.mark.parametrize("kind", [TamisRerank, RankRAGCompressor])
+def test_a_tokenizer_that_is_no_name_stays_out_of_dumps(kind, caplog):
+    compressor = kind(max_tokens=9, tokenizer=len)
+    assert kind.model_validate_json(compressor.model_dump_json()).tokenizer is None
+    assert kind(**compressor.model_dump()).tokenizer is None
+    assert kind.model_validate_json(kind(tokenizer="cl100k_base").model_dump_json()).tokenizer == "cl100k_base"
+    assert pickle.loads(pickle.dumps(compressor)).tokenizer is len
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("kind", [TamisRerank, RankRAGCompressor])
+def test_a_tokenizer_that_cannot_be_pickled_stays_out_of_pickles(kind, caplog):
+    compressor = kind(max_tokens=9, tokenizer=lambda text: len(text))
+    twin = pickle.loads(pickle.dumps(compressor))
+    assert (twin.tokenizer, twin.max_tokens) == (None, 9)
+    assert compressor.tokenizer("ab") == 2, "the original lost what its pickle cannot hold"
+    [record] = caplog.records
+    assert f"{kind.__name__}: its tokenizer cannot be pickled" in record.getMessage()

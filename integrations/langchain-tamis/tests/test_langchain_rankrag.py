@@ -32,7 +32,7 @@ def test_fields_are_the_arguments_of_load_rankrag_and_answer(rag):
     for name in ("self", "question", "passages", "history"):
         del of_answer[name]
     assert sorted(CALL) == sorted([*of_answer, "timeout"])
-    own = {"name": None, "rag": None, "timeout": None, "extras": ()}
+    own = {"name": None, "rag": None, "needs_rag": False, "timeout": None, "extras": ()}
     fields = {name: field.default for name, field in RankRAG.model_fields.items()}
     assert fields == {**of_load, **of_answer, **own}
 
@@ -155,6 +155,7 @@ async def test_nothing_good_enough(rag, asked, alike):
     assert chunks == [{"context": []}, {"answer": ""}]
     anyway = make(rag, min_score=0.99, answer_anyway=True).invoke(asked)
     assert alike(anyway, make(rag).invoke(asked))
+    assert make(rag, min_score=0.99, extras=["ranking"]).invoke(asked)["ranking"] == []
 
 
 def test_extras(rag, asked, alike):

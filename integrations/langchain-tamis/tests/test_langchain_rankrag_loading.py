@@ -153,23 +153,44 @@ def test_pickles_keep_the_fields(runnable, asked, alike):
     assert twin.load() is not runnable.load()
 
 
-async def test_a_pickle_without_its_model_says_so(rag, asked, alike):
+RESTORED = {
+    "pickle": lambda runnable: pickle.loads(pickle.dumps(runnable)),
+    "model_dump": lambda runnable: type(runnable)(**runnable.model_dump()),
+    "model_dump_json": lambda runnable: type(runnable).model_validate_json(runnable.model_dump_json()),
+}
+
+
+@pytest.mark.parametrize("restore", RESTORED.values(), ids=RESTORED)
+async def test_what_is_restored_without_its_model_says_so(restore, rag, asked, alike):
     runnable = RankRAG(rag=rag, device="cpu", max_new_tokens=4)
-    twin = pickle.loads(pickle.dumps(runnable))
+    twin = restore(runnable)
     assert runnable.load() is rag
-    for lost in (twin, copy.deepcopy(twin), pickle.loads(pickle.dumps(twin)), twin.model_copy(update={"top_k": 1})):
+    for lost in (twin, copy.deepcopy(twin), restore(twin), twin.model_copy(update={"top_k": 1})):
         with pytest.raises(tamis.InvalidInput, match=r"rag=.* model="):
             lost.invoke(asked)
         with pytest.raises(tamis.InvalidInput, match=r"rag=.* model="):
             await lost.ainvoke(asked)
         with pytest.raises(tamis.InvalidInput, match=r"rag=.* model="):
             lost.as_compressor().compress_documents(asked["context"], asked["input"])
+        with pytest.raises(tamis.InvalidInput, match="RankRAG was restored from a dump or a pickle"):
+            lost.configurable_fields(top_k=ConfigurableField(id="k")).invoke(asked, {"configurable": {"k": 1}})
+    with pytest.raises(tamis.InvalidInput, match="RankRAGCompressor was restored from a dump or a pickle"):
+        restore(runnable.as_compressor()).load()
     twin.rag = rag
     assert alike(twin.invoke(asked), runnable.invoke(asked))
 
 
-def test_a_pickle_whose_fields_name_a_model_loads_that(rag, tiny_llama, asked, alike):
-    twin = pickle.loads(pickle.dumps(RankRAG(model=tiny_llama, dtype="float32", rag=rag, max_new_tokens=4)))
+@pytest.mark.parametrize("restore", RESTORED.values(), ids=RESTORED)
+def test_what_was_made_with_no_model_needs_none(restore, runnable):
+    for made in (RankRAG(), runnable, runnable.as_compressor()):
+        assert restore(made).needs_rag is False
+    runnable.load()
+    assert restore(runnable).needs_rag is False
+
+
+@pytest.mark.parametrize("restore", RESTORED.values(), ids=RESTORED)
+def test_what_is_restored_loads_the_model_that_its_fields_name(restore, rag, tiny_llama, asked, alike):
+    twin = restore(RankRAG(model=tiny_llama, dtype="float32", rag=rag, max_new_tokens=4))
     assert twin.load() is not rag
     assert alike(twin.invoke(asked), RankRAG(rag=rag, max_new_tokens=4).invoke(asked))
 

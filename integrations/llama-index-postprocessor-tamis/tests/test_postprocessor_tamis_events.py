@@ -100,7 +100,7 @@ async def test_a_cancelled_call_ends_its_events(nodes, query, fake, gate, events
     assert [when for when, _, _ in callbacks.seen] == ["start", "end"]
 
 
-@pytest.mark.parametrize("what", ["no query", "bare node", "no nodes", "no model"])
+@pytest.mark.parametrize("what", ["no query", "empty query", "blank query", "bare node", "no nodes", "no model"])
 def test_a_refused_call_sends_no_events(call, nodes, query, events, callbacks, what):
     rerank = TamisRerank(mode="lexical", callback_manager=CallbackManager([callbacks]))
     if what == "no nodes":
@@ -108,8 +108,9 @@ def test_a_refused_call_sends_no_events(call, nodes, query, events, callbacks, w
     else:
         if what == "no model":
             rerank.model, rerank.mode = "/no/such/folder", None
+        asked = {"no query": None, "empty query": "", "blank query": " \n"}.get(what, query)
         with pytest.raises(tamis.TamisError):
-            call(rerank, [nodes[0].node] if what == "bare node" else nodes, None if what == "no query" else query)
+            call(rerank, [nodes[0].node] if what == "bare node" else nodes, asked)
     assert not events.named("ReRankStartEvent", "ReRankEndEvent")
     assert not callbacks.seen
 

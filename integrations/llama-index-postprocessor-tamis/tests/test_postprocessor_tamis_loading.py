@@ -33,6 +33,16 @@ def warned(caplog):
     return [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+@pytest.mark.parametrize("query", ["", " \n"])
+def test_an_empty_query_loads_nothing(nodes, query):
+    rerank = TamisRerank(model="/no/such/folder")
+    with pytest.raises(tamis.InvalidInput, match="query is empty"):
+        rerank.postprocess_nodes(nodes, query_str=query)
+    with pytest.raises(tamis.InvalidInput, match="query is empty"):
+        asyncio.run(rerank.apostprocess_nodes(nodes, query_str=query))
+    assert rerank.postprocess_nodes([], query_str=query) == []
+
+
 def test_constructing_loads_nothing(nodes, query):
     rerank = TamisRerank(model="/no/such/folder")
     for _ in range(2):  # and a failure is not remembered

@@ -61,6 +61,8 @@ def test_complete(call, llm, rag):
     short = call(llm, "complete", ASKED, max_new_tokens=2)
     assert short.raw["usage"]["completion_tokens"] == 2
     assert call(llm, "complete", ASKED, stop=[asked.text[3]]).text == asked.text[: asked.text.index(asked.text[3])]
+    with pytest.raises(tamis.InvalidInput, match="stop=None; pass a list"):
+        call(llm, "complete", ASKED, stop=None)
 
 
 def test_chat(call, llm, rag):
@@ -321,6 +323,7 @@ def test_assigned_fields_count(llm, tiny_llama):
         {"max_new_tokens": 0},
         {"stop": "x"},
         {"stop": [""]},
+        {"stop": None},
         {"timeout": 0},
         {"rag": "x"},
     ],

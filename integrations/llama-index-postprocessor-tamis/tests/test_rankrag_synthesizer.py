@@ -111,6 +111,8 @@ def test_the_model_says_that_there_is_no_answer(synthesize, tiny_llama, nodes, q
 def test_no_nodes_ask_no_model(synthesize, query, streaming):
     synthesizer = RankRAGSynthesizer(model="/no/such/folder", streaming=streaming)
     response = synthesize(synthesizer, query, [])
+    unused = dict.fromkeys(("prompt_tokens", "reused_tokens", "completion_tokens", "ranking_tokens"), 0)
+    assert response.metadata == {"found": False, "scores": {}, "truncated": [], "usage": unused}
     assert str(response) == "Empty Response"
     assert response.source_nodes == []
     if not streaming:
@@ -132,6 +134,30 @@ def test_bad_input(synthesize, rag, nodes, query):
         synthesize(synthesizer, query, nodes, chat_history=[ChatMessage("Hello")])
     with pytest.raises(tamis.ModelNotFound):
         synthesize(RankRAGSynthesizer(model="/no/such/folder"), query, nodes)
+
+
+def test_an_empty_query_loads_nothing_and_sends_no_events(synthesize, nodes, events, callbacks):
+    synthesizer = RankRAGSynthesizer(model="/no/such/folder", callback_manager=CallbackManager([callbacks]))
+    with pytest.raises(tamis.InvalidInput, match="query is empty"):
+        synthesize(synthesizer, " ", nodes)
+    assert not events.named("SynthesizeStartEvent", "SynthesizeEndEvent", "ReRankStartEvent", "ReRankEndEvent")
+    assert not callbacks.seen
+
+
+@pytest.mark.parametrize("stop", ["Passage", "", None, 5, [""], ["x", None], b"x", {"x": 1}], ids=repr)
+def test_what_ends_no_text(stop):
+    for kind in (RankRAGSynthesizer, RankRAGLLM):
+        with pytest.raises(ValueError, match=r"stop=.*; pass a list of strings that are not empty"):
+            kind(stop=stop)
+    with pytest.raises(tamis.InvalidInput):
+        RankRAGSynthesizer(stop=stop)
+
+
+def test_strings_that_end_a_text(rag, nodes, query):
+    whole = RankRAGSynthesizer(rag, max_new_tokens=30).synthesize(query, nodes).response
+    for stop in ([whole[3:6]], iter([whole[3:6]])):
+        short = RankRAGSynthesizer(rag, max_new_tokens=30, stop=stop).synthesize(query, nodes).response
+        assert short == whole.partition(whole[3:6])[0].strip()
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -173,7 +173,8 @@ def checked_stop(stop: Sequence[str]) -> tuple[str, ...]:
     Raises:
         InvalidInput: They are something else, or one is empty.
     """
-    if isinstance(stop, str) or not all(isinstance(end, str) and end for end in stop):
+    listed = isinstance(stop, Iterable) and not isinstance(stop, str | bytes)
+    if not listed or not all(isinstance(end, str) and end for end in stop):
         raise InvalidInput("stop is a list of strings that are not empty.")
     return tuple(stop)
 

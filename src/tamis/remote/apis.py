@@ -18,7 +18,7 @@ class Api:
 
     Attributes:
         name: What `tamis.load(..., api=)` takes.
-        path: Where servers have it; for a URL without a path.
+        path: Where servers have it; for a URL without a path, or with `/v1` alone.
         limit: Passages of a request, unless the caller says otherwise.
         body: From (model, query, passages, whether the server may cut) to what is sent.
         rows: The field that holds the answer's rows; None where the answer is the list itself.

@@ -44,7 +44,7 @@ def connect(url: str | Path | None, options: LoadOptions) -> RemoteScorer:
     """
     options.allow("remote", *ALLOWED)
     api = None if options.api is None else APIS[options.api]
-    address = parse(api.url if url is None and api is not None and api.url else url)
+    address = _bare(parse(api.url if url is None and api is not None and api.url else url))
     api = api or detecting.by_address(address)
     if api is not None:
         _check(api, address, options)
@@ -67,6 +67,7 @@ def server_at(address: Address, api: Api | None, options: LoadOptions) -> Server
         verify=options.verify,
         connections=options.connections or CONNECTIONS,
         retries=RETRIES if options.retries is None else options.retries,
+        path="/v1/completions" if api is None else api.path,
     )
 
 
@@ -99,6 +100,7 @@ async def _plan(server: Server, api: Api | None, options: LoadOptions, end: floa
         api, limit = await detecting.by_asking(server, end)
         _check(api, server.address, options)
         server.address, api = _door(server.address, api)
+        server.path = api.path
     model = options.server_model or ""
     if not model and api.models == "listed":
         model = await detecting.only_model(server, end)
@@ -131,6 +133,15 @@ def _check(api: Api, address: Address, options: LoadOptions) -> None:
         raise InvalidInput(f"{address.host} has many models; pass server_model=, the name of one.")
     if api.models == "one" and options.server_model is not None:
         raise InvalidInput(f"{api.name} has one model and takes no name; leave server_model= out.")
+
+
+def _bare(address: Address) -> Address:
+    """The address without a path that is /v1 alone: SDKs' base URLs end there, and no API ranks there.
+
+    >>> [_bare(parse("http://host" + path)).path for path in ("/v1", "/v1/", "/v1/rerank", "/v2", "/tei/v1")]
+    ['', '', '/v1/rerank', '/v2', '/tei/v1']
+    """
+    return replace(address, path="") if address.path == "/v1" else address
 
 
 def _door(address: Address, api: Api) -> tuple[Address, Api]:

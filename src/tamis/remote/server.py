@@ -38,12 +38,14 @@ class Server:
         verify: As in `Client`.
         connections: As in `Client`.
         retries: How often a failed request is repeated at most.
+        path: Where such servers have what is asked for, which refusals name.
     """
 
     def __init__(
-        self, address: Address, key: Secret | None, *, verify: bool | str, connections: int, retries: int
+        self, address: Address, key: Secret | None, *, verify: bool | str, connections: int, retries: int, path: str
     ) -> None:
         self.address = address
+        self.path = path
         self._key = key
         self._client = Client(address, key, verify, connections)
         self._patience = Patience(retries, self._retried)
@@ -153,7 +155,7 @@ class Server:
         if self._key:
             said = self._key.hide(said)
         message = f"{self.address.shown} answered {reply.status}" + (f": {said}" if said else "")
-        advice = _ADVICE.get(reply.status, "")
+        advice = _ADVICE.get(reply.status, "").format(path=self.path)
         if 300 <= reply.status < 400:
             advice = f"It sends requests on to {_place(reply.headers.get('location'))}; Tamis does not go along."
             advice += " If you trust that address, load it."
@@ -169,8 +171,8 @@ class Server:
 _ADVICE = {
     401: "It wants another key: pass api_key=, or set the variable that holds it (see docs/remote.md).",
     403: "This key is not allowed to do that, or a key is missing: pass api_key=.",
-    404: "The model or the path is unknown there; a URL with a path is taken as it is, such as https://host/v1/rerank.",
-    405: "That path takes no such requests; a URL with a path is taken as it is, such as https://host/v1/rerank.",
+    404: "The model or the path is unknown there; a URL with a path is taken as it is, such as https://host{path}.",
+    405: "That path takes no such requests; a URL with a path is taken as it is, such as https://host{path}.",
 }
 
 

@@ -9,6 +9,7 @@ import tamis
 from llama_index.postprocessor.tamis.arguments import RANK, RerankArguments
 from llama_index.postprocessor.tamis.events import reported
 from llama_index.postprocessor.tamis.nodes import checked, rescored, texts_of
+from tamis.inputs import check_query
 
 dispatcher = get_dispatcher(__name__)
 
@@ -28,8 +29,8 @@ class TamisRerank(RerankArguments):
     wins. Give each engine an instance of its own; they cost nothing, the model is loaded once.
 
     Every call sends `ReRankStartEvent`, and `ReRankEndEvent` after it however it ends; where the reranker raised or the
-    call was cancelled, the latter has no nodes. A call that is refused (no query), that has nothing to rank, or whose
-    model cannot be loaded sends neither.
+    call was cancelled, the latter has no nodes. A call that is refused (no query, or an empty one), that has
+    nothing to rank, or whose model cannot be loaded sends neither.
 
     Raises:
         tamis.InvalidInput: No query, or an argument that means nothing to the model. It is a `ValueError`.
@@ -47,6 +48,7 @@ class TamisRerank(RerankArguments):
         query = checked(nodes, query_bundle)
         if not nodes:
             return []
+        check_query(query.query_str)
         reranker = self.reranker or self._loader().get()
         with reported(self.callback_manager, reranker.model, nodes, query, self.top_n) as ranked:
             ranking = reranker.rank(query.query_str, texts_of(nodes, self.metadata_mode), **self._fields(RANK))
@@ -60,6 +62,7 @@ class TamisRerank(RerankArguments):
         query = checked(nodes, query_bundle)
         if not nodes:
             return []
+        check_query(query.query_str)
         reranker = self.reranker or await self._loader().aget()
         with reported(self.callback_manager, reranker.model, nodes, query, self.top_n) as ranked:
             ranking = await reranker.arank(query.query_str, texts_of(nodes, self.metadata_mode), **self._fields(RANK))

@@ -28,7 +28,7 @@ from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_ca
 from llama_index.core.llms.llm import default_completion_to_prompt
 
 import tamis
-from llama_index.postprocessor.tamis.llm_arguments import CALL, RankRAGArguments
+from llama_index.postprocessor.tamis.llm_arguments import CALL, RankRAGArguments, checked_stop
 
 _ROLES = {
     MessageRole.SYSTEM: "system",
@@ -146,7 +146,8 @@ class RankRAGLLM(RankRAGArguments):
     def _options(self, given: dict[str, Any]) -> dict[str, Any]:
         if unknown := sorted(set(given) - set(CALL)):
             raise tamis.InvalidInput(f"A call of RankRAGLLM takes {', '.join(CALL)}, not {', '.join(unknown)}.")
-        return {**self._fields(CALL), **given}
+        options = {**self._fields(CALL), **given}
+        return {**options, "stop": checked_stop(options["stop"])}
 
     def _prompt(self, prompt: str, formatted: bool) -> Any:
         assert self.completion_to_prompt is not None  # noqa: S101 - the base class sets it

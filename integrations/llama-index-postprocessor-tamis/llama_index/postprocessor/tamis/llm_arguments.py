@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -152,10 +152,8 @@ class RankRAGArguments(CustomLLM):
 
     @field_validator("stop", mode="before")
     @classmethod
-    def _no_empty_stop(cls, value: Any) -> Any:
-        if isinstance(value, str) or not all(value):
-            raise tamis.InvalidInput(f"stop={value!r}; pass a list of strings that are not empty.")
-        return value
+    def _no_empty_stop(cls, value: Any) -> tuple[str, ...]:
+        return checked_stop(value)
 
     @field_validator("rag", mode="before")
     @classmethod
@@ -192,6 +190,26 @@ class RankRAGArguments(CustomLLM):
 
     def _fields(self, names: Sequence[str]) -> dict[str, Any]:
         return {name: getattr(self, name) for name in names}
+
+
+def checked_stop(stop: Any) -> tuple[str, ...]:
+    """Strings that end a text, as `tamis.rankrag.completing.checked_stop` has them, without importing torch.
+
+    Raises:
+        tamis.InvalidInput: They are something else, or one is empty.
+
+    >>> checked_stop(["Passage"])
+    ('Passage',)
+    >>> checked_stop("Passage")
+    Traceback (most recent call last):
+    ...
+    tamis.errors.InvalidInput: stop='Passage'; pass a list of strings that are not empty.
+    """
+    if isinstance(stop, Iterable) and not isinstance(stop, str | Mapping):
+        ends = tuple(stop)
+        if all(isinstance(end, str) and end for end in ends):
+            return ends
+    raise tamis.InvalidInput(f"stop={stop!r}; pass a list of strings that are not empty.")
 
 
 def _worded(info: ValidationInfo) -> dict[str, Any]:

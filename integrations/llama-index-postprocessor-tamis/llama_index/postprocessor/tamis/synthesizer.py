@@ -18,9 +18,11 @@ from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle, Qu
 import tamis
 from llama_index.postprocessor.tamis.events import reported, synthesis_reported
 from llama_index.postprocessor.tamis.llm import RankRAGLLM, turns_of
+from llama_index.postprocessor.tamis.llm_arguments import checked_stop
 from llama_index.postprocessor.tamis.nodes import checked, ranked_before, rescored, texts_of
 from llama_index.postprocessor.tamis.streams import Finish, astreamed_text, streamed_text
-from tamis.inputs import Cut, check_timeout
+from tamis.inputs import Cut, check_query, check_timeout
+from tamis.rankrag.answers import AnswerUsage
 
 if TYPE_CHECKING:
     from tamis.rankrag.rag import RankRAG
@@ -109,7 +111,7 @@ class RankRAGSynthesizer(BaseSynthesizer):
         self._timeout = timeout
         self._options: dict[str, Any] = {
             "task": task, "timeout": timeout, "top_k": top_k, "min_score": min_score, "answer_anyway": answer_anyway,
-            "max_new_tokens": max_new_tokens, "stop": tuple(stop),
+            "max_new_tokens": max_new_tokens, "stop": checked_stop(stop),
         }  # fmt: skip
         self._metadata_mode = MetadataMode(metadata_mode)
         self._keep_retrieval_score = keep_retrieval_score
@@ -136,7 +138,7 @@ class RankRAGSynthesizer(BaseSynthesizer):
         """
         asked = self._asked(query, nodes, additional_source_nodes, **response_kwargs)
         if not nodes:
-            return super().synthesize(asked.query, nodes)
+            return _of_nothing(super().synthesize(asked.query, nodes))
         with synthesis_reported(self._callback_manager, asked.query) as out:
             rag, ranking = self._ranked(asked)
             if self._streaming:
@@ -159,7 +161,7 @@ class RankRAGSynthesizer(BaseSynthesizer):
         """As `synthesize`, without blocking the event loop. Cancelling ends the text where it is."""
         asked = self._asked(query, nodes, additional_source_nodes, **response_kwargs)
         if not nodes:
-            return await super().asynthesize(asked.query, nodes)
+            return _of_nothing(await super().asynthesize(asked.query, nodes))
         with synthesis_reported(self._callback_manager, asked.query) as out:
             rag, ranking = await self._aranked(asked)
             if self._streaming:
@@ -201,6 +203,8 @@ class RankRAGSynthesizer(BaseSynthesizer):
         if unknown:
             raise tamis.InvalidInput(f"A call of RankRAGSynthesizer takes chat_history, not {', '.join(unknown)}.")
         bundle = checked(nodes, QueryBundle(query) if isinstance(query, str) else query)
+        if nodes:
+            check_query(bundle.query_str)
         texts = texts_of(nodes, self._metadata_mode)
         return _Asked(bundle, nodes, texts, list(more or ()), turns_of(chat_history))
 
@@ -287,6 +291,12 @@ def _model(rag: RankRAG | None, llm: RankRAGLLM | None, task: str | None, load: 
 
 def _nodes(chunks: Sequence[str]) -> list[NodeWithScore]:
     return [NodeWithScore(node=TextNode(text=chunk)) for chunk in chunks]
+
+
+def _of_nothing(response: RESPONSE_TYPE) -> RESPONSE_TYPE:
+    """LlamaIndex's response where there are no nodes, with the keys that any other has."""
+    response.metadata = {"scores": {}, "truncated": [], "found": False, "usage": asdict(AnswerUsage())}
+    return response
 
 
 def _outcome(answer: tamis.Answer, ranking: tamis.Ranking) -> dict[str, Any]:
