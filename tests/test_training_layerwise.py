@@ -132,11 +132,11 @@ def test_resuming_gives_the_same_model(tmp_path, model):
 def test_groups_have_one_relevant_passage_and_others_as_often_as_it_takes():
     rows = [
         Example("q", ("a", "b", "c"), (1.0, 0.0, 0.0)),
-        Example("r", ("d", "e", "f"), (0.0, 1.0, 1.0)),
+        Example("r", ("d", "e", "f"), (0.0, 1.0, 1.0), prompt="ask: "),
         Example("s", ("g",), (1.0,)),
         Example("t", ("h", "i"), scores=(0.5, 0.1)),
     ]
-    assert groups(rows, 4) == [("q", ["a", "b", "c", "b"]), ("r", ["e", "d", "d", "d"])]
+    assert groups(rows, 4) == [("q", ["a", "b", "c", "b"]), ("ask: r", ["e", "d", "d", "d"])]
     with pytest.raises(InvalidInput, match="relevant passage"):
         groups(rows[2:], 4)
 

@@ -114,6 +114,24 @@ def test_the_recipe(tmp_path, teacher, collection):
         assert len(reranker.rank("who?", ["he", "she"])) == 2
 
 
+def test_limits_of_files_are_drawn(tmp_path):
+    """By their names too, and not the first ones."""
+    from dataclasses import replace
+
+    from tamis.training.recipe import DataOptions
+
+    for name in ("some", "all"):
+        rows = [f'{{"query": "{name} {i}", "pos": ["a", "b"], "scores": [0.1, 0.2]}}\n' for i in range(20)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(rows))
+    data = DataOptions((str(tmp_path / "some.jsonl"), str(tmp_path / "all.jsonl")), limits={"some": 5})
+    recipe = replace(tt.recipe("llm-preference", tmp_path, tmp_path / "out"), data=data)
+    found = [e.query for e in preference.examples(recipe, Options())]
+    some = sorted(int(query.split()[1]) for query in found if query.startswith("some"))
+    assert len(found) == 25
+    assert some != [*range(5)]
+    assert found != [e.query for e in preference.examples(replace(recipe, seed=8), Options())]
+
+
 def test_questions_without_answers_are_refused(collection, teacher):
     from dataclasses import replace
 

@@ -100,7 +100,25 @@ def test_context_qa_has_the_passage_that_answers(collection):
             assert passage == PASSAGES["zip"]  # the one that it was asked about
         else:
             assert sample.target in ("zipfile", "csv", "sqlite3", "begun in the year 1887")
-            assert sample.target in passage or sample.target == "csv"
+            assert sample.target in passage
+
+
+def test_context_qa_of_several_relevant_passages_has_one_that_holds_the_answer(tmp_path):
+    """Of two that are read together; where neither holds a short answer there is nothing to learn."""
+    long = "because it was read by " + " and ".join(f"reader{i}" for i in range(10))
+    both = {"zip": 1, "tar": 1}
+    queries = {
+        "one": ("which is the second module", both, ["Tarfile"]),
+        "none": ("who wrote them", both, ["Ada"]),
+        "yes": ("are both modules", both, ["Yes"]),
+        "long": ("why is it read", both, [long]),
+    }
+    folder = beir.save_collection(tmp_path / "hops", queries=queries, split="train")
+    made = by_kind(blended(read_collection(folder, "train"), samples=300, contexts=2), "context_qa")
+    read = {target: {one.passages[0] for one in made if one.target == target} for target in ("Tarfile", "Yes", long)}
+    assert read["Tarfile"] == {PASSAGES["tar"]}
+    assert read["Yes"] == read[long] == {PASSAGES["zip"], PASSAGES["tar"]}
+    assert {one.target for one in made} == set(read)
 
 
 def test_what_cannot_be_answered_is_said_in_words_that_are_recognised(collection):
@@ -188,6 +206,27 @@ def test_samples_survive_a_file(tmp_path, collection):
     made = blended(collection, samples=50).samples
     write_jsonl(made, tmp_path / "rows.jsonl")
     assert tuple(read_back(tmp_path / "rows.jsonl")) == made
+
+
+def test_limits_are_drawn_with_the_seed_of_collections_and_chats(tmp_path):
+    chats = tmp_path / "chats.jsonl"
+    said = [[{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": f"chat {i}"}] for i in range(30)]
+    beir.write_jsonl(chats, [{"messages": messages} for messages in said])
+    queries = {f"q{i}": (f"which module is number {i}", {"zip": 1}, ["zipfile"]) for i in range(30)}
+    folder = beir.save_collection(tmp_path / "set", queries=queries, split="train")
+    data = DataOptions((str(folder), str(chats)), limit=4, limits={"chats": 3})
+
+    def found(seed, **options):
+        made = examples(Recipe("rankrag", "embedded", tmp_path, data, seed), Options(samples=80, contexts=2, **options))
+        asked = {sample.question for sample in made if sample.kind == "context_qa"}
+        return asked, {sample.target for sample in made if sample.kind == "sft"}
+
+    first, second = found(1), found(2)
+    assert (len(first[0]), len(first[1])) == (len(second[0]), len(second[1])) == (4, 3)
+    assert first[0] != second[0]
+    assert first[1] != second[1]
+    data = DataOptions((str(folder),), limit=4)
+    assert len(found(1, sft=(str(chats),))[1]) > 4  # which is none of train
 
 
 def test_bad_rows_of_all_files_at_once(tmp_path, collection):

@@ -1,14 +1,17 @@
 """Rows for training: shapes, bad rows, mining, labels."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+import beir
 import tamis
 from tamis.evaluation.collection import Collection, Query
 from tamis.training.examples import headless, read_examples
 from tamis.training.mining import holds_answer, mine
+from tamis.training.ranking_losses import soft
 from tamis.training.recipe import DataOptions, Recipe, read_recipe
 from tamis.training.rows import Example, read_back, read_jsonl, scaled, write_jsonl
 from tamis.types import Passage
@@ -24,20 +27,25 @@ def test_every_shape(tmp_path):
         tmp_path / "rows.jsonl",
         {"query": "a", "pos": ["p"], "neg": ["n", "m"], "prompt_for_query": "ask: "},
         {"query": "b", "pos": ["p"]},
-        {"query": "c", "pos": ["p", "q"], "scores": [0.9, 0.1]},
+        {"query": "c", "pos": ["p", "q"], "scores": [0.9, 0.1], "prompt_for_query": "ask: "},
+        {"query": "c", "pos": ["p"], "neg": ["n", "m"], "scores": [3, 2, -1]},
         {"query": "d", "hits": [{"content": "p", "label": 2}, {"content": "q", "label": 0}]},
         {"query": "e", "content": "p", "label": 1},
         {"query": "e", "content": "q", "label": 0},
+        {"query": "e", "content": "q", "label": 0, "prompt_for_query": "ask: "},
         {"query": "f", "content": "p", "score": -0.5},
     )
-    assert read_jsonl(file) == [
-        Example("a", ("p", "n", "m"), (1.0, 0.0, 0.0), prompt="ask: ", source="rows"),
-        Example("b", ("p",), (1.0,), source="rows"),
-        Example("c", ("p", "q"), scores=(0.9, 0.1), source="rows"),
-        Example("d", ("p", "q"), (2.0, 0.0), source="rows"),
-        Example("e", ("p", "q"), (1.0, 0.0), source="rows"),
-        Example("f", ("p",), scores=(-0.5,), source="rows"),
+    rows = [
+        Example("a", ("p", "n", "m"), (1.0, 0.0, 0.0), prompt="ask: "),
+        Example("b", ("p",), (1.0,)),
+        Example("c", ("p", "q"), scores=(0.9, 0.1), prompt="ask: "),
+        Example("c", ("p", "n", "m"), (1.0, 0.0, 0.0), (3.0, 2.0, -1.0)),
+        Example("d", ("p", "q"), (2.0, 0.0)),
+        Example("e", ("p", "q"), (1.0, 0.0)),
+        Example("e", ("q",), (0.0,), prompt="ask: "),
+        Example("f", ("p",), scores=(-0.5,)),
     ]
+    assert read_jsonl(file) == [replace(row, source=str(file)) for row in rows]
 
 
 def test_bad_rows_are_named_all_at_once(tmp_path):
@@ -45,7 +53,7 @@ def test_bad_rows_are_named_all_at_once(tmp_path):
     file.write_text(
         '{"query": "a", "pos": ["p"]}\nnot json\n[1]\n{"pos": ["p"]}\n{"query": "b", "pos": []}\n\n'
         '{"query": "c", "pos": ["p"], "scores": [1, 2]}\n{"query": "d", "content": "p", "label": "high"}\n'
-        '{"query": " ", "pos": ["p"]}\n',
+        '{"query": " ", "pos": ["p"]}\n{"query": "e", "pos": ["p"], "neg": ["n"], "scores": [1]}\n',
         encoding="utf-8",
     )
     other = jsonl(tmp_path / "other.jsonl", {"query": "a", "hits": []})
@@ -60,6 +68,7 @@ def test_bad_rows_are_named_all_at_once(tmp_path):
         "bad.jsonl:7",
         "bad.jsonl:8",
         "bad.jsonl:9",
+        "bad.jsonl:10: 1 scores for 2 passages in pos and neg",
     ):
         assert place in lines
     assert "other.jsonl:1" in lines
@@ -80,6 +89,40 @@ def test_labels_become_zero_to_one_a_source():
         Example("c", ("p",), scores=(7.0,), source="graded"),
     ]
     assert [e.labels for e in scaled(rows)] == [(1.0, 1 / 3), (1.0, 0.0), ()]
+
+
+def test_files_of_one_name_are_scaled_apart(tmp_path):
+    """Labels 0 to 3 in one, 0 and 1 in the other; logits in one, probabilities in the other."""
+    for folder, label, scores in (("graded", 3, [4.0, -4.0]), ("binary", 1, [0.9, 0.1])):
+        (tmp_path / folder).mkdir()
+        judged = {"query": folder, "hits": [{"content": "p", "label": label}, {"content": "q", "label": 0}]}
+        told = {"query": f"{folder} scores", "pos": ["p", "q"], "scores": scores}
+        jsonl(tmp_path / folder / "train.jsonl", judged, told)
+        asked = {folder: ("how do I read a zip archive", {"zip": label}, None)}
+        beir.save_collection(tmp_path / folder / "set", queries=asked, split="train")
+    for file in ("train.jsonl", "set"):
+        train = (str(tmp_path / "graded" / file), str(tmp_path / "binary" / file))
+        found = soft(read_examples(DataOptions(train, negatives=1), 0))
+        assert [e.labels for e in found if e.labels] == [(1.0, 0.0)] * 2
+        for e in found:
+            if e.query == "binary scores":
+                assert e.scores == (0.9, 0.1)
+            elif e.scores:
+                assert e.scores == pytest.approx((0.982014, 0.017986), abs=1e-6)
+        limited = DataOptions(train, limits={file.removesuffix(".jsonl"): 1})
+        assert len(read_examples(limited, 0)) == 2  # one of each that is called so
+
+
+def test_a_row_s_own_scores_stay_beside_a_teacher_s(tmp_path, classifier):
+    told = {"query": "a", "pos": ["p", "q"], "scores": [0.9, 0.1]}
+    file = jsonl(tmp_path / "rows.jsonl", told, {"query": "b", "pos": ["zip"], "neg": ["a table", "an item"]})
+    data = DataOptions((str(file),), teacher=str(classifier("bert")), teacher_mode="cross-encoder")
+    own, other = sorted(read_examples(data, 0, progress=False), key=lambda e: e.query)
+    assert own.scores == (0.9, 0.1)
+    assert len(other.scores) == 3
+    logits = replace(other, scores=(-5.0, 5.0, 0.0))  # whatever the teacher's are
+    assert soft([own, logits])[0].scores == (0.9, 0.1)
+    assert soft([own, logits])[1].scores == pytest.approx((0.006693, 0.993307, 0.5), abs=1e-6)
 
 
 @pytest.fixture
@@ -133,7 +176,7 @@ def test_examples_of_a_folder(tmp_path):
     asked = {e.query: e for e in examples}
     assert asked["How long is the river Po?"].positives == ("About river number 0\nThe river Po is long. It flows 0.",)
     assert all(len(e.passages) == 3 for e in examples)
-    titles = [e for e in examples if e.source == "set-titles"]
+    titles = [e for e in examples if e.source == f"{folder}, titles"]
     assert len(titles) == 2
     assert all(e.query.startswith("About river number") and "About" not in e.positives[0] for e in titles)
 
@@ -158,5 +201,12 @@ def test_a_recipe_is_checked(tmp_path):
     path.write_text("recipe = ")
     with pytest.raises(tamis.InvalidInput, match="cannot be read"):
         read_recipe(path)
-    path.write_text('recipe = "cross-encoder"\nmodel = "m"\noutput = "o"\nseed = 7\n[data]\ntrain = ["x"]\n')
+    whole = 'recipe = "cross-encoder"\nmodel = "m"\noutput = "o"\nseed = 7\n[data]\ntrain = ["x"]\n'
+    path.write_text(whole + "limits = 5\n")
+    with pytest.raises(tamis.InvalidInput, match=r"limits = 5; pass a table"):
+        read_recipe(path)
+    path.write_text(whole + "[evaluation]\n")
+    with pytest.raises(tamis.InvalidInput, match=r"\[evaluation\] lacks data"):
+        read_recipe(path)
+    path.write_text(whole)
     assert read_recipe(path) == Recipe("cross-encoder", "m", "o", DataOptions(("x",)), 7)

@@ -284,6 +284,26 @@ def test_arguments_are_tried_before_anything_is_read(name, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("rankrag", {"guard_model": "embedded", "teacher": "embedded", "negatives_from": ("embedded",)}),
+        ("rankrag", {"negatives": 3}),
+        ("llm-preference", {"teacher": "embedded"}),
+        ("layerwise", {"teacher_mode": "bi-encoder"}),
+        ("embedding-distillation", {"teacher": "embedded"}),
+        ("mrl-adaptor", {"teacher": "embedded"}),
+    ],
+    ids=str,
+)
+def test_data_that_a_recipe_does_not_read_is_refused(name, said, tmp_path):
+    made = tt.recipe(name, tmp_path / "model", tmp_path / "out", OPTIONS.get(name, {}))
+    made = replace(made, data=DataOptions((str(tmp_path / "absent.jsonl"),), **said))
+    for run in (train, check):
+        with pytest.raises(tamis.InvalidInput, match=rf"\[data\] {', '.join(sorted(said))}: the recipe does not read"):
+            run(made)
+
+
 def test_arguments_of_stage_one_are_tried_too(tmp_path):
     options = {**OPTIONS["rankrag"], "sft_arguments": {"learning_rat": 1e-3}}
     with pytest.raises(tamis.InvalidInput, match="learning_rat"):

@@ -24,8 +24,9 @@ from tamis.training import bi_encoder
 from tamis.training import sentence_transformer as st
 from tamis.training.arguments import without_card
 from tamis.training.checkpoints import checkpoint
-from tamis.training.recipe import Recipe
+from tamis.training.recipe import NO_TEACHER, Recipe
 from tamis.training.rows import Example
+from tamis.training.run_folder import ADAPTOR, VECTORS
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
@@ -34,9 +35,8 @@ if TYPE_CHECKING:
     from tamis.reranker import Reranker
 
 NAME = "mrl-adaptor"
+READS = NO_TEACHER
 STARTS = ("differences", "pca", "identity")
-VECTORS = "vectors.npz"  # beside the checkpoints, so that a resumed run reads no text again
-ADAPTOR = "adaptor"  # the folder of the rotation alone
 
 
 @dataclass(frozen=True, slots=True)

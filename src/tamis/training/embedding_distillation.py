@@ -17,7 +17,7 @@ import numpy as np
 from tamis.errors import InvalidInput
 from tamis.training import sentence_transformer as st
 from tamis.training.arguments import without_card
-from tamis.training.recipe import Recipe
+from tamis.training.recipe import NO_TEACHER, Recipe
 from tamis.training.rows import Example
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tamis.reranker import Reranker
 
 NAME = "embedding-distillation"
+READS = NO_TEACHER
 
 
 @dataclass(frozen=True, slots=True)

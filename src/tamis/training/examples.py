@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -14,15 +14,15 @@ from tamis.errors import InvalidData
 from tamis.evaluation.collection import Collection, Query, read_collection
 from tamis.evaluation.first_stage import bm25_run, dense_run
 from tamis.training.mining import mine
-from tamis.training.recipe import EMBEDDED, DataOptions
+from tamis.training.recipe import BM25, EMBEDDED, DataOptions
 from tamis.training.rows import Example, read_jsonl, scaled
 from tamis.types import Passage
 
 if TYPE_CHECKING:
     from tamis.reranker import Reranker
 
-BM25 = "bm25"
 ASKS = 4  # words of a title that can be taken for a question
+T = TypeVar("T")
 
 
 def read_examples(data: DataOptions, seed: int, progress: bool | None = None) -> list[Example]:
@@ -42,10 +42,12 @@ def read_examples(data: DataOptions, seed: int, progress: bool | None = None) ->
     examples: list[Example] = []
     miner = _Miner(data, rng, progress)
     try:
-        for name, source in sources:
-            limit = data.limits.get(name, data.limits.get(name.removesuffix(".jsonl"), data.limit))
-            made = miner.examples(source, limit) if isinstance(source, Collection) else _some(source, limit, rng)
-            examples += made
+        for path, source in sources:
+            limit = data.limit_of(path)
+            if isinstance(source, Collection):
+                examples += miner.examples(source, str(path), limit)
+            else:
+                examples += drawn(source, limit, rng)
     finally:
         miner.close()
     examples = scaled(examples)
@@ -54,19 +56,19 @@ def read_examples(data: DataOptions, seed: int, progress: bool | None = None) ->
     return [examples[i] for i in rng.permutation(len(examples))]
 
 
-def read_sources(names: Sequence[str]) -> list[tuple[str, Collection | list[Example]]]:
-    """What is there to train on, by the folder's or file's name, as it is: nothing is mined or scored.
+def read_sources(names: Sequence[str]) -> list[tuple[Path, Collection | list[Example]]]:
+    """What is there to train on, folders and files, as it is: nothing is mined or scored.
 
     Raises:
         InvalidInput: A folder or file is missing.
         InvalidData: Bad rows, all of them, of every file.
     """
     problems: list[str] = []
-    sources: list[tuple[str, Collection | list[Example]]] = []
+    sources: list[tuple[Path, Collection | list[Example]]] = []
     for name in names:
         path = Path(name).expanduser()
         try:
-            sources.append((path.name, read_jsonl(path) if path.suffix == ".jsonl" else read_collection(path, "train")))
+            sources.append((path, read_jsonl(path) if path.suffix == ".jsonl" else read_collection(path, "train")))
         except InvalidData as error:
             problems += error.problems
     if problems:
@@ -74,7 +76,8 @@ def read_sources(names: Sequence[str]) -> list[tuple[str, Collection | list[Exam
     return sources
 
 
-def _some(examples: Sequence[Example], limit: int | None, rng: np.random.Generator) -> list[Example]:
+def drawn(examples: Sequence[T], limit: int | None, rng: np.random.Generator) -> list[T]:
+    """At most `limit` of them, in their old order."""
     return [examples[i] for i in sorted(rng.permutation(len(examples))[:limit])]
 
 
@@ -82,6 +85,8 @@ def taught(
     examples: Sequence[Example], teacher: str, mode: str | None = None, progress: bool | None = None
 ) -> list[Example]:
     """The examples with a teacher's logits as `scores`, computed by Tamis's own engine; those that have some keep them.
+
+    A file's own scores may be probabilities, so that the teacher's are of a source of their own.
 
     Args:
         examples: Queries and passages.
@@ -92,7 +97,7 @@ def taught(
     todo = [e for e in examples if not e.scores]
     with _opened(teacher, mode) as reranker:
         found = iter(_logits(reranker, [(e.query, e.passages) for e in todo], progress))
-    return [e if e.scores else replace(e, scores=tuple(next(found))) for e in examples]
+    return [e if e.scores else replace(e, scores=tuple(next(found)), source=f"{e.source}, {teacher}") for e in examples]
 
 
 def _opened(model: str, mode: str | None = None) -> Reranker:
@@ -134,7 +139,7 @@ class _Miner:
             if reranker is not None:
                 reranker.close()
 
-    def examples(self, collection: Collection, limit: int | None) -> list[Example]:
+    def examples(self, collection: Collection, source: str, limit: int | None) -> list[Example]:
         """One example for each positive of each query, with negatives of its own."""
         asked = list(collection.queries)
         answered = [q for q in asked if any(grade > 0 for grade in collection.qrels.get(q, {}).values())]
@@ -169,8 +174,8 @@ class _Miner:
                 labels = (float(grades[positive]), *(0.0,) * len(mine_of))
                 near = similarities[name] if self.teaches and similarities else None
                 scores = tuple(near[p] for p in (positive, *mine_of)) if near is not None else ()
-                made.append(Example(collection.queries[name].text, texts, labels, scores, source=collection.name))
-        return made + self._titles(collection)
+                made.append(Example(collection.queries[name].text, texts, labels, scores, source=source))
+        return made + self._titles(collection, f"{source}, titles")
 
     def _similarities(
         self, collection: Collection, runs: Sequence[dict[str, dict[str, float]]]
@@ -188,7 +193,7 @@ class _Miner:
             q: dict(zip(pool, values, strict=True)) for (q, pool), values in zip(pools.items(), logits, strict=True)
         }
 
-    def _titles(self, collection: Collection) -> list[Example]:
+    def _titles(self, collection: Collection, source: str) -> list[Example]:
         """Passages asked for by their title, without which they are then shown, as are the negatives."""
         if not self.data.titles:
             return []
@@ -207,7 +212,7 @@ class _Miner:
             others = [o for o in run.get(p, {}) if _title(collection.corpus[o]) != own]
             drawn = [others[i] for i in self.rng.permutation(len(others))[: self.data.negatives]]
             texts = tuple(headless(collection.corpus[o])[1] for o in (p, *drawn))
-            made.append(Example(queries[p], texts, (1.0, *(0.0,) * len(drawn)), source=f"{collection.name}-titles"))
+            made.append(Example(queries[p], texts, (1.0, *(0.0,) * len(drawn)), source=source))
         return made
 
 

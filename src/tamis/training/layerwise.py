@@ -17,13 +17,15 @@ from tamis.errors import InvalidInput
 from tamis.training import language_model
 from tamis.training.arguments import trainer_arguments
 from tamis.training.language_model import Tuning
-from tamis.training.recipe import Recipe
+from tamis.training.ranking_losses import asked
+from tamis.training.recipe import NO_TEACHER, Recipe
 from tamis.training.rows import Example
 
 if TYPE_CHECKING:
     from tamis.reranker import Reranker
 
 NAME = "layerwise"
+READS = NO_TEACHER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,11 +124,13 @@ def arguments(recipe: Recipe, options: Options, checkpoints: Path) -> Any:
 def groups(examples: Sequence[Example], size: int) -> list[tuple[str, list[str]]]:
     """Queries with `size` passages each, the first one relevant; where there are too few others, they come again.
 
+    A query stands behind what its row puts before it.
+
     Raises:
         InvalidInput: No example has a relevant passage and another one.
     """
     found = [
-        (e.query, [e.positives[0], *(e.negatives[i % len(e.negatives)] for i in range(size - 1))])
+        (asked(e), [e.positives[0], *(e.negatives[i % len(e.negatives)] for i in range(size - 1))])
         for e in examples
         if e.labels and e.positives and e.negatives
     ]

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tamis.steps import Steps
 
 NAME = "llm-preference"
+READS = ("train", "limit", "limits")
 VALUES = ("probability", "log-likelihood")
 UNDER_WAY = 32  # questions that are read at a time
 
@@ -73,7 +74,7 @@ def examples(recipe: Recipe, options: Options, progress: bool | None = None) -> 
         InvalidInput: No question of a folder has an answer.
     """
     from tamis.rankrag.loading import load_rankrag
-    from tamis.training.examples import read_sources
+    from tamis.training.examples import drawn, read_sources
 
     sources = read_sources(recipe.data.train)
     rng = np.random.default_rng(recipe.seed)
@@ -82,10 +83,10 @@ def examples(recipe: Recipe, options: Options, progress: bool | None = None) -> 
     folders = any(not isinstance(source, list) for _, source in sources)
     rag = load_rankrag(teacher, adapter=options.adapter) if folders else None
     try:
-        for name, source in sources:
-            limit = recipe.data.limits.get(name, recipe.data.limit)
+        for path, source in sources:
+            limit = recipe.data.limit_of(path)
             if isinstance(source, list):
-                made += [e for e in source if e.scores][:limit]
+                made += drawn([e for e in source if e.scores], limit, rng)
             else:
                 assert rag is not None  # noqa: S101 - there are folders
                 made += judged(rag, source, options, limit, rng, progress)

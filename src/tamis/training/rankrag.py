@@ -22,6 +22,7 @@ from tamis.evaluation.rows import Problems
 from tamis.rankrag.conversations import Message
 from tamis.rankrag.prompts import PAPER, Wording, chat_wording
 from tamis.training import language_model, run_folder
+from tamis.training.examples import drawn
 from tamis.training.language_model import Start, Tuning
 from tamis.training.rankrag_chats import collection_chats, read_chats
 from tamis.training.rankrag_data import blend
@@ -29,7 +30,7 @@ from tamis.training.rankrag_samples import Mix, Sample, chat
 from tamis.training.rankrag_samples import read_back as read_back
 from tamis.training.rankrag_samples import write_jsonl as write_jsonl
 from tamis.training.rankrag_tokens import Row, SampleEncoder
-from tamis.training.recipe import DataOptions, Recipe
+from tamis.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from tamis.rankrag.rag import RankRAG
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NAME = "rankrag"
+READS = ("train", "limit", "limits", "negatives_top")
 STAGE_ONE = "stage_one"  # the kind of stage one's samples
 STAGES = ("sft", "blend", "both")
 STYLES = ("auto", "chat", "plain")
@@ -88,7 +90,7 @@ def examples(recipe: Recipe, options: Options, progress: bool | None = None) -> 
         InvalidData: Bad rows, all of them, of every file.
     """
     problems: list[str] = []
-    collections, chats = _read(recipe.data, options, problems)
+    collections, chats = _read(recipe, options, problems)
     if problems:
         raise InvalidData(problems)
     rng = np.random.default_rng(recipe.seed)
@@ -199,21 +201,21 @@ def usage(folder: Path) -> str:
     return f'tamis.load_rankrag({first}adapter="{folder}")'
 
 
-def _read(
-    data: DataOptions, options: Options, problems: list[str]
-) -> tuple[list[Collection], list[tuple[Message, ...]]]:
+def _read(recipe: Recipe, options: Options, problems: list[str]) -> tuple[list[Collection], list[tuple[Message, ...]]]:
     """Collections to train on and chats; what is wrong with rows is added to `problems`."""
+    data = recipe.data
     collections: list[Collection] = []
     chats: list[tuple[Message, ...]] = []
     for name in dict.fromkeys([*data.train, *options.sft]):
         path = Path(name).expanduser()
+        limit = data.limit_of(path) if name in data.train else None
         try:
             if path.suffix == ".jsonl":
                 found = Problems()
-                chats += read_chats(path, found)
+                chats += drawn(read_chats(path, found), limit, np.random.default_rng(recipe.seed))
                 problems += found.found
                 continue
-            collection = _limited(read_collection(path, "train"), data)
+            collection = read_collection(path, "train").limited(limit, recipe.seed)
         except InvalidData as error:
             problems += error.problems
             continue
@@ -222,11 +224,6 @@ def _read(
         if name in options.sft:
             chats += collection_chats(collection)
     return collections, chats
-
-
-def _limited(collection: Collection, data: DataOptions) -> Collection:
-    limit = data.limits.get(collection.name, data.limit)
-    return collection if limit is None else collection.limited(limit)
 
 
 def _stage_one(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 NOT_THERE = "The answer cannot be found in the context."  # `tamis.rankrag.answers.says_nothing` is true of it
 LONG_ANSWER = 10  # words: a longer one is asked for as a full answer, not as a short phrase
 GOLD = 2  # relevant passages among the contexts, at most
+SAYS_LITTLE = ("yes", "no", "maybe", "true", "false")  # answers that no passage has to hold
 DUPLICATE = 0.5  # a passage with more of a relevant passage's 4-grams than this is no negative
 
 Key: TypeAlias = tuple[int, str]  # of a query: which collection, and its id there
@@ -58,7 +59,7 @@ class Drawing:
 
         def make(key: Key) -> list[Sample]:
             query, answer = self._query(key), self._answer(key)
-            gold = self._gold(key) or [*self._judged(key), *self._found(key)][:1]
+            gold = self._answering(key) if answer else (self._gold(key) or [*self._judged(key), *self._found(key)][:1])
             said, task = answer or NOT_THERE, self._task(key, answer)
             chosen = self._one(gold)
             return [Sample("context_qa", said, query.text, (self._text(key, one, answer),), task) for one in chosen]
@@ -213,6 +214,13 @@ class Drawing:
         judged = self._collections[key[0]].qrels.get(key[1], {})
         return [passage for passage, grade in judged.items() if grade > 0]
 
+    def _answering(self, key: Key) -> list[str]:
+        """What is relevant and holds the answer as it is read; all of it where the answer is long, or yes or no."""
+        gold, answer = self._gold(key), self._answer(key)
+        if len(answer.split()) > LONG_ANSWER or answer.casefold() in SAYS_LITTLE:
+            return gold
+        return [one for one in gold if answer.casefold() in self._text(key, one, answer).casefold()]
+
     def _judged(self, key: Key) -> list[str]:
         """What was judged and is not relevant."""
         judged = self._collections[key[0]].qrels.get(key[1], {})
@@ -252,4 +260,4 @@ class Drawing:
 
 def _telling(answer: str) -> bool:
     """Whether it matters that a passage has the answer's words."""
-    return len(answer) > 2 and answer.casefold() not in ("yes", "maybe", "true", "false")
+    return len(answer) > 2 and answer.casefold() not in SAYS_LITTLE

@@ -15,7 +15,7 @@ A recipe file has a few keys and four tables::
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 from tamis.errors import InvalidInput
 
 EMBEDDED = "embedded"
+BM25 = "bm25"
 OURS = ("output_dir", "seed", "data_seed", "resume_from_checkpoint")  # arguments of a trainer that a run sets itself
 T = TypeVar("T")
 
@@ -70,6 +71,8 @@ class DataOptions:
             raise InvalidInput("[data] train is empty; name a BEIR-shaped folder or a .jsonl file.")
         for name, least in (("negatives", 0), ("negatives_top", 1), ("positives", 1), ("titles", 0)):
             _whole(f"[data] {name}", getattr(self, name), least)
+        if not isinstance(self.limits, Mapping):
+            raise InvalidInput(f"[data] limits = {self.limits!r}; pass a table of names of train, {{ NAME = 100 }}.")
         limits = {"limit": self.limit, **{f"limits: {name}": value for name, value in self.limits.items()}}
         for name, value in limits.items():
             if value is not None:
@@ -80,6 +83,22 @@ class DataOptions:
                 raise InvalidInput(f"[data] limits has {name!r}, which is none of train; there are {_listed(names)}.")
         if isinstance(self.guard, bool) or not isinstance(self.guard, int | float) or not self.guard > 0:
             raise InvalidInput(f"[data] guard = {self.guard!r}; pass a number above 0.")
+
+    def limit_of(self, entry: Path) -> int | None:
+        """Rows of one entry of `train` at most: its own limit, or that of all."""
+        return self.limits.get(entry.name, self.limits.get(entry.stem, self.limit))
+
+    def check_read(self, keys: Collection[str]) -> None:
+        """Raises InvalidInput if anything but these keys says something, which would be done without."""
+        usual = DataOptions(self.train)
+        others = [f.name for f in fields(self) if f.name not in keys]
+        unread = [name for name in others if getattr(self, name) != getattr(usual, name)]
+        if unread:
+            raise InvalidInput(f"[data] {_listed(unread)}: the recipe does not read that; it reads {_listed(keys)}.")
+
+
+NO_TEACHER = tuple(f.name for f in fields(DataOptions) if not f.name.startswith("teacher"))
+"""The keys of `[data]` for a recipe that has no use for a teacher's scores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +186,7 @@ def read_recipe(path: str | Path) -> Recipe:
     tables: dict[str, Any] = {}
     if "data" in content:
         tables["data"] = from_table(DataOptions, content.pop("data"), f"{path}: [data]")
-    if content.get("evaluation"):
+    if "evaluation" in content:
         tables["evaluation"] = from_table(EvaluationOptions, content.pop("evaluation"), f"{path}: [evaluation]")
     return from_table(Recipe, {**content, **tables}, str(path))
 

@@ -9,7 +9,8 @@ A recipe's module has `Options`, a frozen dataclass for the table `[options]`, a
 
 It may have `examples(recipe, options, progress)`, where `[data]` is read in another way, with `write_jsonl` and
 `read_back` if these are no `tamis.training.rows.Example`; `check(recipe, options)`, which counts them and does nothing
-that takes long; and `usage(folder)`, the call that opens what it saved.
+that takes long; `usage(folder)`, the call that opens what it saved; and `READS`, the keys of `[data]` that it reads,
+where these are not all: the others are refused.
 """
 
 from __future__ import annotations

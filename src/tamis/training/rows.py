@@ -2,11 +2,13 @@
 
 The jsonl shapes are RAG-Retrieval's (the first one FlagEmbedding's too); a file holds rows of one shape or of several:
 
-    {"query": q, "pos": [text, ...], "neg": [text, ...], "prompt_for_query": p}    neg and prompt: if any
-    {"query": q, "pos": [text, ...], "scores": [s, ...]}                           a teacher's scores of the passages
-    {"query": q, "content": text, "label": l}                                      one passage a row, graded
-    {"query": q, "content": text, "score": s}                                      the same, by a teacher
-    {"query": q, "hits": [{"content": text, "label": l}, ...]}                     a graded list
+    {"query": q, "pos": [text, ...], "neg": [text, ...]}          neg: if any
+    {"query": q, "pos": [text, ...], "scores": [s, ...]}          a teacher's scores of the passages, of neg's too
+    {"query": q, "content": text, "label": l}                     one passage a row, graded
+    {"query": q, "content": text, "score": s}                     the same, by a teacher
+    {"query": q, "hits": [{"content": text, "label": l}, ...]}    a graded list
+
+Any of them may have "prompt_for_query", which is put before the query.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +36,7 @@ class Example:
         labels: How relevant each is, as the data say it (usually 0 or 1); empty where only a teacher speaks.
         scores: A teacher's value of each; empty where there is no teacher.
         prompt: What is put before the query, where the row says so.
-        source: The folder's or file's name.
+        source: What the values are from: those of one source are on one scale.
     """
 
     query: str
@@ -60,7 +63,7 @@ class Example:
 
 
 def read_jsonl(path: Path) -> list[Example]:
-    """The rows of one file; those with one passage a row are gathered by query.
+    """The rows of one file, their source; those with one passage a row are gathered by query.
 
     Raises:
         InvalidInput: The file cannot be read.
@@ -68,60 +71,52 @@ def read_jsonl(path: Path) -> list[Example]:
     """
     problems = Problems()
     examples: list[Example] = []
-    single: dict[tuple[str, str], list[tuple[str, float]]] = defaultdict(list)
+    single: dict[tuple[str, str, str], list[tuple[str, float]]] = defaultdict(list)
     for number, row in read_objects(path, problems):
         try:
-            made = _example(row, path.stem)
+            made = _example(row, str(path))
         except (KeyError, TypeError, ValueError) as error:
             problems.add(path, number, f"{_why(error)}.")
             continue
         if len(made.passages) == 1 and "content" in row:
             value = (made.labels or made.scores)[0]
-            single[made.query, made.kind].append((made.passages[0], value))
+            single[made.query, made.kind, made.prompt].append((made.passages[0], value))
         else:
             examples.append(made)
     problems.check()
-    for (query, kind), pairs in single.items():
+    for (query, kind, prompt), pairs in single.items():
         passages, values = zip(*pairs, strict=True)
-        examples.append(_valued(query, passages, kind, values, path.stem))
+        examples.append(Example(query, passages, **{kind: values}, prompt=prompt, source=str(path)))
     return examples
 
 
 def _example(row: Mapping[str, Any], source: str) -> Example:
-    query = _text(row, "query")
+    query, prompt = _text(row, "query"), str(row.get("prompt_for_query") or "")
+    made = partial(Example, query, prompt=prompt, source=source)
     if "hits" in row:
         hits = row["hits"]
         if not isinstance(hits, list) or not hits or not all(isinstance(hit, dict) for hit in hits):
             raise ValueError("hits has to be a list of objects with content and label")
         passages = tuple(_text(hit, "content") for hit in hits)
-        return Example(query, passages, labels=tuple(_number(hit, "label") for hit in hits), source=source)
+        return made(passages, labels=tuple(_number(hit, "label") for hit in hits))
     if "content" in row:
         kind = "label" if "label" in row else "score"
         if kind not in row:
             raise ValueError("has neither a label nor a score")
-        return _valued(query, (_text(row, "content"),), f"{kind}s", (_number(row, kind),), source)
+        passages, values = (_text(row, "content"),), (_number(row, kind),)
+        return made(passages, labels=values) if kind == "label" else made(passages, scores=values)
     positives = _texts(row, "pos")
+    negatives = _texts(row, "neg") if row.get("neg") else ()
+    passages, labels = positives + negatives, (1.0,) * len(positives) + (0.0,) * len(negatives)
     if "scores" in row:
         if not isinstance(row["scores"], list):
             raise ValueError("scores has to be a list of numbers")
         scores = tuple(_number({"scores": score}, "scores") for score in row["scores"])
-        if len(scores) != len(positives):
-            raise ValueError(f"{len(scores)} scores for {len(positives)} passages in pos")
-        return Example(query, positives, scores=scores, source=source)
-    negatives = _texts(row, "neg") if row.get("neg") else ()
-    return Example(
-        query,
-        positives + negatives,
-        labels=(1.0,) * len(positives) + (0.0,) * len(negatives),
-        prompt=str(row.get("prompt_for_query") or ""),
-        source=source,
-    )
-
-
-def _valued(query: str, passages: Sequence[str], kind: str, values: Sequence[float], source: str) -> Example:
-    """An example with "labels" or "scores"."""
-    labels, scores = (values, ()) if kind == "labels" else ((), values)
-    return Example(query, tuple(passages), tuple(labels), tuple(scores), source=source)
+        if len(scores) != len(passages):
+            where = "pos and neg" if negatives else "pos"
+            raise ValueError(f"{len(scores)} scores for {len(passages)} passages in {where}")
+        return made(passages, labels=labels if negatives else (), scores=scores)
+    return made(passages, labels=labels)
 
 
 def _text(row: Mapping[str, Any], key: str) -> str:

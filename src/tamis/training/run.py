@@ -33,11 +33,12 @@ def train(recipe: Recipe, *, resume: bool = True, progress: bool | None = None) 
 
     Args:
         recipe: What to do.
-        resume: False begins anew and removes what an earlier run in the same folder would have gone on from.
+        resume: False begins anew and removes an earlier run in the same folder, its model with it.
         progress: Bars on standard error; None shows them in a terminal.
 
     Raises:
-        InvalidInput: The recipe is wrong, or the folder holds a run of another recipe.
+        InvalidInput: The recipe is wrong; or the output cannot be written to, holds a run of another recipe or files
+            that are no run's, or is what the run reads.
         InvalidData: Rows are wrong: all of them are named.
         MissingExtra: The extra `train` is not installed.
         OSError: The disk is full, say. Checkpoints that were written before stay whole.
@@ -104,6 +105,9 @@ def _opened(recipe: Recipe) -> tuple[ModuleType, Any]:
     if recipe.evaluation is not None:
         need("ir_measures", "train", "The evaluation")  # before hours of work, not after
     options = from_table(module.Options, recipe.options, "[options]")
+    if hasattr(module, "READS"):
+        recipe.data.check_read(module.READS)
+    run_folder.check_apart(recipe, options)
     if processes.is_alone():  # making them joins the other processes, for which it is too early
         module.arguments(recipe, options, recipe.output / run_folder.CHECKPOINTS)
     return module, options
@@ -149,6 +153,7 @@ def _read(
     module: ModuleType, recipe: Recipe, options: Any, resume: bool, progress: bool | None
 ) -> tuple[list[Collection], list[Any]]:
     """What the run is judged by, and its rows: an interrupted run's, or new ones, which are written down first."""
+    run_folder.check_writable(recipe.output)
     try:
         collections = _collections(recipe)
     except InvalidData:
@@ -159,24 +164,25 @@ def _read(
     if earlier.get("fingerprint") == fingerprint(recipe) and rows.exists() and (resume or not processes.is_first()):
         return collections, list(getattr(module, "read_back", read_back)(rows))
     _check_free(folder, earlier, resume)
-    run_folder.clear(folder)
     read = getattr(module, "examples", None)
     examples = read(recipe, options, progress) if read else read_examples(recipe.data, recipe.seed, progress)
     if not examples:
         raise InvalidInput("There is nothing to train on: no example came out of [data].")
+    run_folder.clear(folder)  # not before: bad rows cost nobody an earlier run
     folder.mkdir(parents=True, exist_ok=True)
-    run_folder.whole(rows, lambda path: getattr(module, "write_jsonl", write_jsonl)(examples, path))
     write_report(folder / run_folder.REPORT, {"fingerprint": fingerprint(recipe), "recipe": plain(recipe)})
+    run_folder.whole(rows, lambda path: getattr(module, "write_jsonl", write_jsonl)(examples, path))
     return collections, list(examples)
 
 
 def _check_free(folder: Path, earlier: Mapping[str, Any], resume: bool) -> None:
     """Raises InvalidInput if a new run in this folder would take the place of something worth keeping."""
-    checkpoints = folder / run_folder.CHECKPOINTS
-    if not earlier and checkpoints.exists():
-        raise InvalidInput(f"{folder} has checkpoints, but no {run_folder.REPORT} of a run; name another output.")
-    begun = (checkpoints, folder / run_folder.STAGE_ONE / run_folder.CHECKPOINTS)
-    if resume and (earlier.get("done") or any(map(run_folder.last_checkpoint, begun))):
+    there = run_folder.written(folder)
+    if there and not run_folder.is_run(folder):
+        names = ", ".join(path.name for path in there)
+        raise InvalidInput(f"{folder} has {names}, and no {run_folder.REPORT} of a run; name another output.")
+    begun = (folder / run_folder.CHECKPOINTS, folder / run_folder.STAGE_ONE / run_folder.CHECKPOINTS)
+    if resume and (earlier.get("done") or run_folder.saved(folder) or any(map(run_folder.last_checkpoint, begun))):
         raise InvalidInput(
             f"{folder} holds a run of another recipe. Name another output, or begin anew with resume=False (--fresh)."
         )
