@@ -200,8 +200,7 @@ class RankRAGScorer:
                 return spans, windows
             frame += excess  # what follows a passage is never cut
         raise InputTooLong(
-            f"Passage {number} does not fit beside the question and the prompt; shorten these, or raise "
-            "max_length=."
+            f"Passage {number} does not fit beside the question and the prompt; shorten these, or raise max_length=."
         )
 
     def _ranked(self, piece: Ids, asked: Ids) -> Ranked:
