@@ -16,6 +16,15 @@ from tamis.scorers.base import Scores
 from tamis.scores import sigmoid
 
 
+def until(condition: Callable[[], bool]) -> None:
+    """Waits for what other threads bring about."""
+    for _ in range(4000):
+        if condition():
+            return
+        threading.Event().wait(0.005)
+    raise AssertionError("it does not come about")
+
+
 class FakeScorer:
     """Gives the logits that a function of (query, passage) returns."""
 

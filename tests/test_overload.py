@@ -12,7 +12,7 @@ import pytest
 
 import tamis
 import tiny
-from fakes import FakeRunner, sequence
+from fakes import FakeRunner, sequence, until
 from tamis.cache import ByteLRU
 from tamis.engine.engine import Engine
 from tamis.engine.loaded import Lease, Loaded
@@ -66,15 +66,6 @@ def busy(engine, runner):
     assert runner.started.wait(5)
     yield
     runner.go.set()
-
-
-def until(condition):
-    """Waits for what other threads bring about."""
-    for _ in range(4000):
-        if condition():
-            return
-        threading.Event().wait(0.005)
-    raise AssertionError("it does not come about")
 
 
 def steps(lease, *sizes, gate=None, begun=None):

@@ -178,6 +178,7 @@ def test_slow_answers_meet_the_deadline(stub, fault):
         with pytest.raises(tamis.DeadlineExceeded, match="timeout="):
             asyncio.run(reranker.arank(QUERY, GIVEN, timeout=0.5))
         assert time.monotonic() - start < 20
+        stub.faults.clear()  # of one that gave up before it was heard
         assert len(reranker.rank(QUERY, GIVEN)) == 3
 
 

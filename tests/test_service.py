@@ -17,7 +17,7 @@ import pytest
 
 import tamis
 import tiny
-from fakes import FakeRunner, sequence
+from fakes import FakeRunner, sequence, until
 from tamis.engine.engine import Engine
 from tamis.engine.scheduler import Job
 from tamis.engine.sequences import Tokens
@@ -253,7 +253,7 @@ def test_deadlines(classifier):
         with pytest.raises(tamis.DeadlineExceeded):
             list(reranker.rank_many([(QUERY, ["a"]), (QUERY, passages)], timeout=0.3))
         assert len(reranker.rank(QUERY, ["a"], timeout=30)) == 1
-        assert reranker.stats()["queued_tokens"] == 0
+        until(lambda: reranker.stats()["queued_tokens"] == 0)  # a pool's thread may just find out
         for bad in (0, -1, "soon", True):
             with pytest.raises(tamis.InvalidInput, match="timeout"):
                 reranker.rank(QUERY, ["a"], timeout=bad)
@@ -266,7 +266,7 @@ async def test_asyncio_timeout_withdraws(classifier):
             async with asyncio.timeout(0.2):
                 await reranker.arank(QUERY, [tiny.text(60, seed) for seed in range(400)])
         assert len(await reranker.arank(QUERY, ["a"])) == 1
-        assert reranker.stats()["queued_tokens"] == 0
+        until(lambda: reranker.stats()["queued_tokens"] == 0)
 
 
 # -- faults ------------------------------------------------------------------------------------------------------------

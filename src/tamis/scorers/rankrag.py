@@ -143,6 +143,7 @@ class RankRAGScorer:
                 batch = [
                     Warmed(np.concatenate([system, piece]), system=len(system), end=len(system) + len(piece))
                     for _, piece, _ in made
+                    if len(system) + len(piece)  # of an empty passage in a wording without a word nothing is left
                 ]
                 answer = session.submit(batch)
                 yield [answer]
