@@ -184,7 +184,7 @@ def test_an_instance_shared_by_two_engines_has_the_last_ones_callbacks(engine, q
     assert CBEventType.RERANKING not in [what for _, what, _ in callbacks.seen]
 
 
-async def test_fifty_queries_wait_together_and_block_no_loop(engine, query, fake, gate):
+async def test_fifty_queries_wait_together_and_block_no_loop(engine, query, fake, gate, stolen):
     """All fifty reach the scorer before the first is answered, which a pool of threads would not let them."""
     together = gate(50, hold=0.4)
     scorer, reranker = fake(before=together)
@@ -201,10 +201,10 @@ async def test_fifty_queries_wait_together_and_block_no_loop(engine, query, fake
     # Answering takes the loop's own time; what counts is the time in which only the scorer was at work.
     held = [tick for tick in ticks if together.closed_at + 0.05 <= tick <= together.opened_at]
     assert len(held) > 10
-    assert max(b - a for a, b in pairwise(held)) < 0.05
+    assert max(b - a for a, b in pairwise(held)) < 0.05 + stolen()
 
 
-async def test_a_scorer_that_computes_blocks_no_loop(retriever, query, fake):
+async def test_a_scorer_that_computes_blocks_no_loop(retriever, query, fake, stolen):
     rerank = TamisRerank(reranker=fake(before=lambda: time.sleep(0.3))[1])
     waiting = asyncio.create_task(rerank.apostprocess_nodes(retriever.nodes, query_str=query))
     ticks = [time.perf_counter()]
@@ -212,7 +212,7 @@ async def test_a_scorer_that_computes_blocks_no_loop(retriever, query, fake):
         await asyncio.sleep(0.005)
         ticks.append(time.perf_counter())
     assert len(await waiting) == 4
-    assert max(b - a for a, b in pairwise(ticks)) < 0.05
+    assert max(b - a for a, b in pairwise(ticks)) < 0.05 + stolen()
 
 
 def test_readme_runs(capsys):
