@@ -49,21 +49,21 @@ def test_embedded_needs_no_network():
 def test_importing_tamis_loads_no_torch_and_is_quick():
     code = """
 import sys, time
-start = time.process_time()
-import numpy
-middle = time.process_time()
-import tamis
-ratio = (time.process_time() - middle) / (middle - start)
-heavy = {"torch", "transformers", "tokenizers", "asyncio", "bm25s", "rich", "tqdm"} & set(sys.modules)
-print(ratio, sorted(heavy))
+start = time.perf_counter()
+import {name}
+seconds = time.perf_counter() - start
+heavy = {{"torch", "transformers", "tokenizers", "asyncio", "bm25s", "rich", "tqdm"}} & set(sys.modules)
+print(seconds, sorted(heavy))
 """
-    runs = [
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        for _ in range(3)
-    ]
-    # 0.1 s for NumPy and 0.3 s for all of it, on any machine.
-    assert min(float(run.split()[0]) for run in runs) < 2
-    assert all(run.split(" ", 1)[1].strip() == "[]" for run in runs)
+
+    def run(name):
+        command = [sys.executable, "-c", code.format(name=name)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    runs = [(run("tamis"), run("numpy")) for _ in range(5)]
+    ours, numpys = (min(float(out.split()[0]) for out in outs) for outs in zip(*runs, strict=True))
+    assert ours < 3 * numpys  # 2.2 to 2.5 was measured, where the issue's 0.3 s were 0.23 to 0.39
+    assert all(out.split(" ", 1)[1].strip() == "[]" for out, _ in runs)
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="there is no list of native threads")

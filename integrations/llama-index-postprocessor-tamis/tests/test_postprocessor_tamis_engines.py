@@ -190,7 +190,7 @@ async def test_fifty_queries_wait_together_and_block_no_loop(engine, query, fake
     scorer, reranker = fake(before=together)
     query_engine = engine(TamisRerank(reranker=reranker, top_n=2))
     waiting = asyncio.gather(*(query_engine.aquery(f"{query} {i}") for i in range(50)))
-    ticks = []
+    taken, ticks = stolen(), []
     while not waiting.done():
         ticks.append(time.perf_counter())
         await asyncio.sleep(0.005)
@@ -201,18 +201,18 @@ async def test_fifty_queries_wait_together_and_block_no_loop(engine, query, fake
     # Answering takes the loop's own time; what counts is the time in which only the scorer was at work.
     held = [tick for tick in ticks if together.closed_at + 0.05 <= tick <= together.opened_at]
     assert len(held) > 10
-    assert max(b - a for a, b in pairwise(held)) < 0.05 + stolen()
+    assert max(b - a for a, b in pairwise(held)) < 0.05 + stolen() - taken
 
 
 async def test_a_scorer_that_computes_blocks_no_loop(retriever, query, fake, stolen):
     rerank = TamisRerank(reranker=fake(before=lambda: time.sleep(0.3))[1])
     waiting = asyncio.create_task(rerank.apostprocess_nodes(retriever.nodes, query_str=query))
-    ticks = [time.perf_counter()]
+    taken, ticks = stolen(), [time.perf_counter()]
     while not waiting.done():
         await asyncio.sleep(0.005)
         ticks.append(time.perf_counter())
     assert len(await waiting) == 4
-    assert max(b - a for a, b in pairwise(ticks)) < 0.05 + stolen()
+    assert max(b - a for a, b in pairwise(ticks)) < 0.05 + stolen() - taken
 
 
 def test_readme_runs(capsys):
