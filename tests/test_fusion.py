@@ -364,6 +364,8 @@ def test_the_command_over_the_shipped_models(tmp_path, capsys):
     assert "--lexical is -1" in capsys.readouterr().err
     assert main(["fuse", str(folder), "--data", str(data), "--limit", "0"]) == 2
     assert "--limit is 0" in capsys.readouterr().err
+    assert main(["fuse", str(folder), "--data", str(data), "--seed", "-1"]) == 2
+    assert "The seed is -1" in capsys.readouterr().err
 
 
 def test_training_judges_the_one_that_was_trained(folder):

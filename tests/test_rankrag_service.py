@@ -289,6 +289,7 @@ def test_of_a_passage_in_windows_the_best_one_is_read(folder):
         ("q", ["a"], {"max_new_tokens": True}, "max_new_tokens=True"),
         ("q", ["a"], {"max_new_tokens": 5000}, "half of what the model reads and writes"),
         ("q", ["a"], {"stop": "END"}, "stop is a list of strings"),
+        ("q", ["a"], {"stop": None}, "stop is a list of strings"),
         ("q", ["a"], {"stop": [""]}, "stop is a list of strings that are not empty"),
         ("q", ["a"], {"timeout": 0}, "timeout is 0"),
     ],

@@ -34,6 +34,10 @@ def test_every_shape(tmp_path):
         {"query": "e", "content": "q", "label": 0},
         {"query": "e", "content": "q", "label": 0, "prompt_for_query": "ask: "},
         {"query": "f", "content": "p", "score": -0.5},
+        {"query": "f", "content": "p", "label": 1, "score": -0.5},
+        {"query": "f", "content": "q", "label": 0, "score": -1.5},
+        {"query": "g", "hits": [{"content": "p", "label": 1, "score": 4}, {"content": "q", "label": 0, "score": 3}]},
+        {"query": "g", "hits": [{"content": "p", "score": 4}, {"content": "q", "score": 3}]},
     )
     rows = [
         Example("a", ("p", "n", "m"), (1.0, 0.0, 0.0), prompt="ask: "),
@@ -41,9 +45,12 @@ def test_every_shape(tmp_path):
         Example("c", ("p", "q"), scores=(0.9, 0.1), prompt="ask: "),
         Example("c", ("p", "n", "m"), (1.0, 0.0, 0.0), (3.0, 2.0, -1.0)),
         Example("d", ("p", "q"), (2.0, 0.0)),
+        Example("g", ("p", "q"), (1.0, 0.0), (4.0, 3.0)),
+        Example("g", ("p", "q"), scores=(4.0, 3.0)),
         Example("e", ("p", "q"), (1.0, 0.0)),
         Example("e", ("q",), (0.0,), prompt="ask: "),
         Example("f", ("p",), scores=(-0.5,)),
+        Example("f", ("p", "q"), (1.0, 0.0), (-0.5, -1.5)),
     ]
     assert read_jsonl(file) == [replace(row, source=str(file)) for row in rows]
 
@@ -56,7 +63,8 @@ def test_bad_rows_are_named_all_at_once(tmp_path):
         '{"query": " ", "pos": ["p"]}\n{"query": "e", "pos": ["p"], "neg": ["n"], "scores": [1]}\n',
         encoding="utf-8",
     )
-    other = jsonl(tmp_path / "other.jsonl", {"query": "a", "hits": []})
+    some = [{"content": "p", "label": 1, "score": 1}, {"content": "q", "label": 0}]
+    other = jsonl(tmp_path / "other.jsonl", {"query": "a", "hits": []}, {"query": "a", "hits": some})
     with pytest.raises(tamis.InvalidInput) as caught:
         read_examples(DataOptions((str(file), str(other))), 0)
     lines = str(caught.value)
@@ -72,6 +80,7 @@ def test_bad_rows_are_named_all_at_once(tmp_path):
     ):
         assert place in lines
     assert "other.jsonl:1" in lines
+    assert "other.jsonl:2: lacks 'score'" in lines
     assert "bad.jsonl:1:" not in lines
     assert "bad.jsonl:6" not in lines
 

@@ -215,8 +215,19 @@ def test_a_folder_with_mined_negatives_and_a_teacher(tmp_path, whole):
     with tamis.load(whole[0], mode="cross-encoder") as teacher:
         for row in rows:
             assert row["scores"] == pytest.approx(teacher.logits(row["query"], row["passages"]), abs=1e-4)
-    with pytest.raises(tamis.InvalidInput, match="no use for a teacher"):
-        train(replace(made, output=tmp_path / "none", options={"loss": "contrastive"}), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "loss"),
+    [(name, "contrastive") for name in ("cross-encoder", "llm-reranker", "bi-encoder", "late-interaction")]
+    + [("bi-encoder", "triplet")],
+)
+def test_a_teacher_that_a_loss_does_not_read_is_refused(tmp_path, rows, name, loss):
+    """Before it is asked for anything: there is none."""
+    data = DataOptions((str(rows),), teacher="none", teacher_mode="cross-encoder")
+    made = replace(tt.recipe(name, Path("model"), tmp_path / "out"), data=data, options={"loss": loss})
+    with pytest.raises(tamis.InvalidInput, match=f"teacher, teacher_mode: the loss '{loss}' does not read that"):
+        train(made, progress=False)
 
 
 def test_two_processes(tmp_path, whole, rows):
@@ -299,8 +310,9 @@ def test_arguments_are_tried_before_anything_is_read(name, tmp_path):
 def test_data_that_a_recipe_does_not_read_is_refused(name, said, tmp_path):
     made = tt.recipe(name, tmp_path / "model", tmp_path / "out", OPTIONS.get(name, {}))
     made = replace(made, data=DataOptions((str(tmp_path / "absent.jsonl"),), **said))
+    message = rf"\[data\] {', '.join(sorted(said))}: the recipe '{name}' does not read that"
     for run in (train, check):
-        with pytest.raises(tamis.InvalidInput, match=rf"\[data\] {', '.join(sorted(said))}: the recipe does not read"):
+        with pytest.raises(tamis.InvalidInput, match=message):
             run(made)
 
 

@@ -52,7 +52,7 @@ class TamisModel(BaseModel):
     Attributes:
         reranker: A loaded reranker, which is used instead of loading one. Dumps and pickles leave it out; where no
             other field names a model, what is restored raises `tamis.InvalidInput` on first use.
-        needs_reranker: Set in what is restored from the dump or pickle of an instance with a reranker.
+        needs_reranker: Set in an instance with a reranker, and in what is restored from its dump or pickle.
         api_key: With `mode="remote"`: the key that the server wants. Dumps and pickles leave it out; what is restored
             reads it from the environment, as `tamis.load` does.
     """
@@ -117,6 +117,12 @@ class TamisModel(BaseModel):
     @field_serializer("needs_reranker")
     def _remembered(self, value: bool) -> bool:
         return value or self.reranker is not None
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Remembers that there was a reranker, where dumps leave out what was not set, or is the default."""
+        super().model_post_init(context)
+        if self.reranker is not None:
+            self.needs_reranker = True
 
     def load(self) -> tamis.Reranker:
         """The reranker, loaded if it is not yet: to warm up before the first request, or to read its `stats()`.

@@ -35,7 +35,7 @@ class RankRAGModel(BaseModel):
         rag: What `tamis.load_rankrag` returned, which is used instead of loading one. Where none was given it is the
             handle that loads it, which copies share. Dumps and pickles leave it out; where no other field names a
             model, what is restored of an instance that had one raises `tamis.InvalidInput` on first use.
-        needs_rag: Set in what is restored from the dump or pickle of an instance with a model.
+        needs_rag: Set in an instance with a model, and in what is restored from its dump or pickle.
         api_key: With `server=`: the key that it wants. Dumps and pickles leave it out.
     """
 
@@ -112,6 +112,8 @@ class RankRAGModel(BaseModel):
         """Makes the handle that loads the model, as a field: `configurable_fields` hands on nothing else."""
         if self.rag is None:
             self.__dict__["rag"] = LazyRankRAG(tamis.load_rankrag, self._options())
+        elif not isinstance(self.rag, LazyRankRAG):
+            self.needs_rag = True  # set, and no default: dumps without these tell it too
 
     def load(self) -> RankRAG:
         """The model, loaded if it is not yet: to warm up before the first request, or to read its `stats()`.

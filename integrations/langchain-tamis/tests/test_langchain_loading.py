@@ -176,6 +176,8 @@ def test_pickles_keep_the_fields():
 RESTORED = {
     "pickle": lambda rerank: pickle.loads(pickle.dumps(rerank)),
     "model_dump": lambda rerank: type(rerank)(**rerank.model_dump()),
+    "exclude_unset": lambda rerank: type(rerank)(**rerank.model_dump(exclude_unset=True)),
+    "exclude_defaults": lambda rerank: type(rerank)(**rerank.model_dump(exclude_defaults=True)),
     "model_dump_json": lambda rerank: type(rerank).model_validate_json(rerank.model_dump_json()),
 }
 

@@ -156,6 +156,8 @@ def test_pickles_keep_the_fields(runnable, asked, alike):
 RESTORED = {
     "pickle": lambda runnable: pickle.loads(pickle.dumps(runnable)),
     "model_dump": lambda runnable: type(runnable)(**runnable.model_dump()),
+    "exclude_unset": lambda runnable: type(runnable)(**runnable.model_dump(exclude_unset=True)),
+    "exclude_defaults": lambda runnable: type(runnable)(**runnable.model_dump(exclude_defaults=True)),
     "model_dump_json": lambda runnable: type(runnable).model_validate_json(runnable.model_dump_json()),
 }
 

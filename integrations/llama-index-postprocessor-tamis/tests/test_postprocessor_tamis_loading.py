@@ -26,6 +26,8 @@ RESTORED = {
     "dict": lambda r: TamisRerank.from_dict(r.to_dict()),
     "json": lambda r: TamisRerank.from_json(r.to_json()),
     "model_dump_json": lambda r: TamisRerank.model_validate_json(r.model_dump_json()),
+    "exclude_unset": lambda r: TamisRerank(**r.model_dump(exclude_unset=True)),
+    "exclude_defaults": lambda r: TamisRerank(**r.model_dump(exclude_defaults=True)),
 }
 
 

@@ -249,6 +249,8 @@ RESTORED = {
     "dict": lambda llm: RankRAGLLM.from_dict(llm.to_dict()),
     "json": lambda llm: RankRAGLLM.from_json(llm.to_json()),
     "model_dump_json": lambda llm: RankRAGLLM.model_validate_json(llm.model_dump_json()),
+    "exclude_unset": lambda llm: RankRAGLLM(**llm.model_dump(exclude_unset=True)),
+    "exclude_defaults": lambda llm: RankRAGLLM(**llm.model_dump(exclude_defaults=True)),
 }
 COPIES = {
     "copy": copy.copy,

@@ -16,7 +16,7 @@ from tamis.errors import InvalidInput
 from tamis.training import sentence_transformer as st
 from tamis.training.adapters import Lora, adapt, merge
 from tamis.training.arguments import without_card
-from tamis.training.recipe import Recipe, from_table
+from tamis.training.recipe import LABELLED, Recipe, from_table
 from tamis.training.rows import Example
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 NAME = "bi-encoder"
 LOSSES = ("contrastive", "triplet", "preference", "preference-flat")
-LABELLED = ("contrastive", "triplet")
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,8 +107,6 @@ def prepare(recipe: Recipe, options: Options, examples: Sequence[Example], check
     from sentence_transformers.cross_encoder import CrossEncoderTrainer
     from transformers import EarlyStoppingCallback
 
-    if recipe.data.teacher is not None and options.loss == "contrastive":
-        raise InvalidInput('The loss "contrastive" has no use for a teacher; leave [data] teacher out.')
     if options.loss not in ("listwise", "margin-mse"):
         examples = soft(examples)  # before they are split, so that both parts are read alike
     train, unseen = split(examples, options)

@@ -88,17 +88,19 @@ class DataOptions:
         """Rows of one entry of `train` at most: its own limit, or that of all."""
         return self.limits.get(entry.name, self.limits.get(entry.stem, self.limit))
 
-    def check_read(self, keys: Collection[str]) -> None:
-        """Raises InvalidInput if anything but these keys says something, which would be done without."""
+    def check_read(self, keys: Collection[str], by: str) -> None:
+        """Raises InvalidInput if anything but these keys, which `by` reads, says something: it would be left out."""
         usual = DataOptions(self.train)
         others = [f.name for f in fields(self) if f.name not in keys]
         unread = [name for name in others if getattr(self, name) != getattr(usual, name)]
         if unread:
-            raise InvalidInput(f"[data] {_listed(unread)}: the recipe does not read that; it reads {_listed(keys)}.")
+            raise InvalidInput(f"[data] {_listed(unread)}: {by} does not read that; it reads {_listed(keys)}.")
 
 
 NO_TEACHER = tuple(f.name for f in fields(DataOptions) if not f.name.startswith("teacher"))
 """The keys of `[data]` for a recipe that has no use for a teacher's scores."""
+LABELLED = ("contrastive", "triplet")
+"""The losses, of all recipes that have several, that have no use for them either."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ The jsonl shapes are RAG-Retrieval's (the first one FlagEmbedding's too); a file
     {"query": q, "content": text, "score": s}                     the same, by a teacher
     {"query": q, "hits": [{"content": text, "label": l}, ...]}    a graded list
 
-Any of them may have "prompt_for_query", which is put before the query.
+Where a passage has its label or score beside it, it may have both. Any row may have "prompt_for_query", which is put
+before the query.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -47,11 +48,6 @@ class Example:
     source: str = ""
 
     @property
-    def kind(self) -> str:
-        """`"labels"`, or `"scores"` where a teacher alone speaks."""
-        return "labels" if self.labels else "scores"
-
-    @property
     def positives(self) -> tuple[str, ...]:
         """The passages with a label above 0."""
         return tuple(p for p, label in zip(self.passages, self.labels, strict=True) if label > 0)
@@ -71,7 +67,7 @@ def read_jsonl(path: Path) -> list[Example]:
     """
     problems = Problems()
     examples: list[Example] = []
-    single: dict[tuple[str, str, str], list[tuple[str, float]]] = defaultdict(list)
+    single: dict[tuple[str, str, bool, bool], list[Example]] = defaultdict(list)
     for number, row in read_objects(path, problems):
         try:
             made = _example(row, str(path))
@@ -79,15 +75,19 @@ def read_jsonl(path: Path) -> list[Example]:
             problems.add(path, number, f"{_why(error)}.")
             continue
         if len(made.passages) == 1 and "content" in row:
-            value = (made.labels or made.scores)[0]
-            single[made.query, made.kind, made.prompt].append((made.passages[0], value))
+            single[made.query, made.prompt, bool(made.labels), bool(made.scores)].append(made)
         else:
             examples.append(made)
     problems.check()
-    for (query, kind, prompt), pairs in single.items():
-        passages, values = zip(*pairs, strict=True)
-        examples.append(Example(query, passages, **{kind: values}, prompt=prompt, source=str(path)))
-    return examples
+    return [*examples, *map(_gathered, single.values())]
+
+
+def _gathered(rows: Sequence[Example]) -> Example:
+    """Rows of one passage each, of one query and with the same kinds of values, as a list."""
+    passages, labels, scores = (
+        tuple(value for row in rows for value in getattr(row, name)) for name in ("passages", "labels", "scores")
+    )
+    return replace(rows[0], passages=passages, labels=labels, scores=scores)
 
 
 def _example(row: Mapping[str, Any], source: str) -> Example:
@@ -97,14 +97,9 @@ def _example(row: Mapping[str, Any], source: str) -> Example:
         hits = row["hits"]
         if not isinstance(hits, list) or not hits or not all(isinstance(hit, dict) for hit in hits):
             raise ValueError("hits has to be a list of objects with content and label")
-        passages = tuple(_text(hit, "content") for hit in hits)
-        return made(passages, labels=tuple(_number(hit, "label") for hit in hits))
+        return _judged(made, hits)
     if "content" in row:
-        kind = "label" if "label" in row else "score"
-        if kind not in row:
-            raise ValueError("has neither a label nor a score")
-        passages, values = (_text(row, "content"),), (_number(row, kind),)
-        return made(passages, labels=values) if kind == "label" else made(passages, scores=values)
+        return _judged(made, [row])
     positives = _texts(row, "pos")
     negatives = _texts(row, "neg") if row.get("neg") else ()
     passages, labels = positives + negatives, (1.0,) * len(positives) + (0.0,) * len(negatives)
@@ -117,6 +112,17 @@ def _example(row: Mapping[str, Any], source: str) -> Example:
             raise ValueError(f"{len(scores)} scores for {len(passages)} passages in {where}")
         return made(passages, labels=labels if negatives else (), scores=scores)
     return made(passages, labels=labels)
+
+
+def _judged(made: Callable[..., Example], rows: Sequence[Mapping[str, Any]]) -> Example:
+    """Of rows of one passage each, with its label, its score, or both."""
+    labels, scores = (
+        tuple(_number(row, key) for row in rows) if any(key in row for row in rows) else ()
+        for key in ("label", "score")
+    )
+    if not labels and not scores:
+        raise ValueError("has neither a label nor a score")
+    return made(tuple(_text(row, "content") for row in rows), labels=labels, scores=scores)
 
 
 def _text(row: Mapping[str, Any], key: str) -> str:

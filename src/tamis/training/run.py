@@ -17,7 +17,7 @@ from tamis.extras import need
 from tamis.training import processes, run_folder
 from tamis.training.examples import read_examples, read_sources
 from tamis.training.outcome import History, Trained, judge, record, recorded
-from tamis.training.recipe import Recipe, from_table
+from tamis.training.recipe import LABELLED, NO_TEACHER, Recipe, from_table
 from tamis.training.registry import recipe_module
 from tamis.training.rows import read_back, write_jsonl
 from tamis.training.run_folder import fingerprint, plain, write_report
@@ -106,7 +106,9 @@ def _opened(recipe: Recipe) -> tuple[ModuleType, Any]:
         need("ir_measures", "train", "The evaluation")  # before hours of work, not after
     options = from_table(module.Options, recipe.options, "[options]")
     if hasattr(module, "READS"):
-        recipe.data.check_read(module.READS)
+        recipe.data.check_read(module.READS, f"the recipe {recipe.recipe!r}")
+    if getattr(options, "loss", None) in LABELLED:
+        recipe.data.check_read(NO_TEACHER, f"the loss {options.loss!r}")
     run_folder.check_apart(recipe, options)
     if processes.is_alone():  # making them joins the other processes, for which it is too early
         module.arguments(recipe, options, recipe.output / run_folder.CHECKPOINTS)

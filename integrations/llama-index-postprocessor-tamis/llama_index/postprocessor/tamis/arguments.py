@@ -183,7 +183,8 @@ class RerankArguments(BaseNodePostprocessor):
         "restored loads what model, mode or family say, or asks for a reranker.",
     )
     needs_reranker: bool = Field(
-        default=False, description="Set in what is restored from the dump or pickle of an instance with a reranker."
+        default=False,
+        description="Set in an instance with a reranker, and in what is restored from its dump or pickle.",
     )
 
     _lazy: LazyReranker = PrivateAttr()
@@ -192,6 +193,8 @@ class RerankArguments(BaseNodePostprocessor):
         """Prepares the load, and loads nothing."""
         super().model_post_init(context)
         self._lazy = LazyReranker(tamis.load, self._fields(_LOAD))
+        if self.reranker is not None:
+            self.needs_reranker = True  # set, and no default: dumps without these tell it too
 
     def _loader(self) -> LazyReranker:
         if self.needs_reranker and self.model is self.mode is self.family is None:

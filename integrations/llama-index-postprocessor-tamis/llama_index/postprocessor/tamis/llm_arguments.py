@@ -101,7 +101,7 @@ class RankRAGArguments(CustomLLM):
         "what is restored loads what model or adapter say, or asks for a model.",
     )
     needs_rag: bool = Field(
-        default=False, description="Set in what is restored from the dump or pickle of an instance with a rag."
+        default=False, description="Set in an instance with a rag, and in what is restored from its dump or pickle."
     )
 
     _lazy: LazyRankRAG = PrivateAttr()
@@ -110,6 +110,8 @@ class RankRAGArguments(CustomLLM):
         """Prepares the load, and loads nothing."""
         super().model_post_init(context)
         self._lazy = LazyRankRAG(tamis.load_rankrag, self._fields(LOAD))
+        if self.rag is not None:
+            self.needs_rag = True  # set, and no default: dumps without these tell it too
 
     # -- the model ----------------------------------------------------------------------------------------------------
 
