@@ -120,6 +120,50 @@ def test_another_runtime_error_is_not_taken_for_out_of_memory():
     engine.close()
 
 
+class Tight(FakeRunner):
+    """Raises for a poisoned batch first, and what is left of it may still not fit."""
+
+    def run(self, batch):
+        if any(tokens.ids[0] == -1 for tokens in batch):
+            raise RuntimeError("poisoned")
+        return super().run(batch)
+
+
+def test_out_of_memory_while_a_poisoned_sequence_is_sought():
+    runner = Tight(fits=100)
+    engine = Engine([runner], batch_tokens=1000)
+    runner.go.clear()
+    engine.submit([sequence(2)])
+    assert runner.started.wait(5)
+    good = [engine.submit([sequence(length)]) for length in range(3, 40)]
+    bad = engine.submit([sequence(12, first=-1)])
+    runner.go.set()
+    with pytest.raises(RuntimeError, match="poisoned"):
+        bad.result(5)
+    assert [future.result(5)[0].tolist() for future in good] == [[length] for length in range(3, 40)]
+    assert engine.stats()["out_of_memory"] >= 1
+    assert engine.stats()["batch_tokens"] < 1000
+    assert max(map(sum, runner.batches)) <= 100
+    engine.close()
+
+
+def test_a_sequence_that_alone_does_not_fit_beside_a_poisoned_one():
+    runner = Tight(fits=40)
+    engine = Engine([runner], batch_tokens=1000)
+    runner.go.clear()
+    engine.submit([sequence(2)])
+    assert runner.started.wait(5)
+    large, bad = engine.submit([sequence(41)]), engine.submit([sequence(8, first=-1)])
+    runner.go.set()
+    with pytest.raises(tamis.OutOfMemory, match="41 tokens"):
+        large.result(5)
+    with pytest.raises(RuntimeError, match="poisoned"):
+        bad.result(5)
+    assert engine.stats()["out_of_memory"] == 1
+    assert engine.submit([sequence(30)]).result(5)[0][0] == 30
+    engine.close()
+
+
 def test_a_model_that_always_raises_is_not_run_for_ever():
     class Broken(FakeRunner):
         def run(self, batch):

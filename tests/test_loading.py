@@ -97,13 +97,37 @@ def test_dtype_auto_follows_the_machine(classifier):
         tamis.load(classifier("bert"), dtype="int4")
 
 
-def test_heads_and_pooling_are_float32(classifier):
-    with tamis.load(classifier("bert"), dtype="bfloat16") as reranker:
-        runner = reranker._scorer._lease.loaded.engine._devices[0].runner
-        logits = reranker.logits("zip", [tiny.text(n) for n in range(1, 40)])
-        assert next(runner._backbone.body.parameters()).dtype == torch.bfloat16
-    as_bfloat16 = torch.tensor(logits, dtype=torch.float32).bfloat16().float().tolist()
-    assert np.mean(np.isclose(logits, as_bfloat16, rtol=1e-5)) < 0.5  # not rounded to bfloat16
+def runner_of(reranker):
+    return reranker._scorer._lease.loaded.engine._devices[0].runner
+
+
+def rounded(logits, dtype=torch.bfloat16):
+    """How many of them are numbers of a narrower dtype."""
+    values = torch.tensor(np.array(logits), dtype=torch.float32).flatten()
+    return float(np.mean(np.isclose(values, values.to(dtype).float(), rtol=1e-6, atol=0)))
+
+
+MANY = [tiny.text(n) for n in range(1, 40)]
+
+
+@pytest.mark.parametrize("attention", ["auto", "padded"])
+@pytest.mark.parametrize("name", tiny.ENCODERS)
+def test_heads_and_pooling_are_float32(classifier, name, attention):
+    with tamis.load(classifier(name), dtype="bfloat16", attention=attention) as reranker:
+        body = runner_of(reranker)._backbone.body
+        logits = reranker.logits("zip", MANY)
+        assert {weight.dtype for weight in body.parameters()} == {torch.bfloat16}
+        assert reranker.stats()["packed"] == (attention == "auto")
+    assert rounded(logits) < 0.2
+    with tamis.load(classifier(name), dtype="float32", attention="padded") as reranker:
+        exact = reranker.logits("zip", MANY)
+    np.testing.assert_allclose(logits, exact, atol=0.15 * np.ptp(exact))
+
+
+def test_different_passages_do_not_tie_where_they_are_padded():
+    with tamis.load(mode="cross-encoder", dtype="bfloat16", attention="padded") as reranker:
+        logits = reranker.logits("how is a zip archive read?", [f"{tiny.text(9, n)} {n}" for n in range(60)])
+    assert len(set(logits)) == 60
 
 
 def test_num_layers_keeps_the_first(classifier):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 
-from tamis.checkpoint import Checkpoint
+from tamis.checkpoint import Checkpoint, read_json
 from tamis.engine.architectures import ARCHITECTURES, DECODERS, Architecture
 from tamis.engine.attention import registered
 from tamis.engine.devices import choose_devices, choose_dtype
@@ -131,6 +133,16 @@ def own_class(config: Any, auto_class: Any, checkpoint: Checkpoint, *, stock: bo
     return auto_class
 
 
+def runs_code(checkpoint: Checkpoint, options: LoadOptions) -> bool:
+    """Whether Python code that the checkpoint brings is run: the caller trusts it, and nobody else has it."""
+    if not options.trust_remote_code or "auto_map" not in checkpoint.config:
+        return False
+    from transformers import CONFIG_MAPPING
+
+    known = checkpoint.model_type in CONFIG_MAPPING or native_of(checkpoint) is not None
+    return not known or "auto_map" in (read_json(checkpoint.body / "tokenizer_config.json") or {})
+
+
 def check_namesake(checkpoint: Checkpoint) -> None:
     """Raises RemoteCode where transformers would take another network of the same name for the checkpoint's own."""
     own = (checkpoint.config.get("auto_map") or {}).get("AutoModel")
@@ -202,13 +214,12 @@ def load_tokenizer(checkpoint: Checkpoint, options: LoadOptions) -> tuple[TextTo
     """
     from transformers import AutoTokenizer
 
-    remote = options.trust_remote_code and "auto_map" in checkpoint.config  # False, or transformers asks on a terminal
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(
                 checkpoint.body,
                 local_files_only=True,
-                trust_remote_code=remote,
+                trust_remote_code=runs_code(checkpoint, options),  # no None, or it asks on a terminal
                 **({"gguf_file": checkpoint.gguf} if checkpoint.gguf else {}),
             )
         core = TextTokenizer(tokenizer, lowercase=bool(checkpoint.transformer_config.get("do_lower_case")))
@@ -251,18 +262,24 @@ def lease(
 ) -> Lease:
     """A share of the checkpoint in memory, loaded if nobody has it in the same settings.
 
+    Only what makes a difference tells two loads apart: an option that means nothing to this mode or this checkpoint
+    loads no second copy.
+
     Args:
         mode: Tells apart what the modes make of one checkpoint.
         checkpoint: Its files.
         options: As the caller gave them.
         load: Called with the checkpoint, the options, the devices and the dtype.
-        details: Whatever else changes what `load` makes.
+        details: Whatever else changes what `load` makes; `cache_bytes` where it keeps vectors.
     """
+    if options.head == "new":
+        with suppress(UntrainedHead):  # where the head is there, it is the model that everybody else has
+            return lease(mode, checkpoint, replace(options, head="require"), load, *details)
     devices = choose_devices(options.device)
     dtype = choose_dtype(options.dtype, devices[0])
     key = (
         mode, checkpoint.fingerprint(), devices, dtype, options.num_layers, options.attention, options.head,
-        options.batch_tokens, options.trust_remote_code, options.cache_bytes, options.score_cache_bytes,
+        _batch_tokens(devices[0], options), runs_code(checkpoint, options), options.score_cache_bytes,
         options.queue_tokens, details,
     )  # fmt: skip
     make = partial(load, checkpoint, options, devices, dtype)
@@ -273,11 +290,15 @@ def engine(runners: Sequence[Any], device: torch.device, checkpoint: Checkpoint,
     """The engine over copies of one model."""
     return Engine(
         runners,
-        options.batch_tokens or (CPU_BATCH_TOKENS if device.type == "cpu" else GPU_BATCH_TOKENS),
+        _batch_tokens(device, options),
         checkpoint.name,
         queue_tokens=options.queue_tokens,
         score_bytes=options.score_cache_bytes,
     )
+
+
+def _batch_tokens(device: torch.device, options: LoadOptions) -> int:
+    return options.batch_tokens or (CPU_BATCH_TOKENS if device.type == "cpu" else GPU_BATCH_TOKENS)
 
 
 def facts(checkpoint: Checkpoint, devices: Sequence[torch.device], dtype: torch.dtype) -> Mapping[str, Any]:

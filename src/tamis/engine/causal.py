@@ -17,6 +17,7 @@ from tamis.engine.device import Runner
 from tamis.engine.pooling import last
 from tamis.engine.requests import Outputs
 from tamis.engine.sequences import Tokens
+from tamis.engine.wide import widen_rows
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ def causal_runner(
         backbone.tune(vocabulary, longest, first_only=False)
         return runner
     logger.info("%s runs with its whole head: its logits differ by %.1e.", type(model).__name__, difference)
+    widen_rows(model, rows, whole, samples)
     return whole
 
 

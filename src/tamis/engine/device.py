@@ -128,8 +128,7 @@ class Device:
         except OutOfMemoryError as error:
             return self._smaller(exchange, batch, error)
         except Exception as error:  # noqa: BLE001 - it belongs to those who sent it, and the engine lives on
-            self._isolate(exchange, batch, error)
-            return []
+            return self._isolate(exchange, batch, error)
         exchange.counters.ran(
             [len(work.payload.tokens) for work in batch],
             time.perf_counter() - start,
@@ -150,12 +149,16 @@ class Device:
             begun.add(tokens.beginning)
         return total
 
-    def _isolate(self, exchange: Exchange, batch: list[Work[Sent]], error: Exception) -> None:
+    def _isolate(self, exchange: Exchange, batch: list[Work[Sent]], error: Exception) -> list[Work[Sent]]:
         """Finds the sequences that make the model raise by halving; the others of the batch are answered.
 
-        Where not one half goes through and `PATIENCE` single sequences have failed, the model itself is broken.
+        Where not one half goes through and `PATIENCE` single sequences have failed, the model itself is broken. A half
+        that does not fit says nothing of either: it is returned, to run again in smaller batches.
         """
+        from torch import OutOfMemoryError
+
         parts, failed, answered = [(batch, error)], 0, False
+        again: set[int] = set()
         while parts:
             ran, error = parts.pop()
             part = [work for work in ran if exchange.wanted(work)]
@@ -170,12 +173,16 @@ class Device:
             for half in filter(None, (part[middle:], part[:middle])):
                 try:
                     rows = self.runner.run([work.payload.tokens for work in half])
-                except Exception as again:  # noqa: BLE001
-                    parts.append((half, again))
+                except OutOfMemoryError as short:
+                    again.update(map(id, self._smaller(exchange, half, short)))
+                    continue
+                except Exception as another:  # noqa: BLE001
+                    parts.append((half, another))
                     continue
                 answered = True
                 for work, row in zip(half, rows, strict=True):
                     exchange.give(work, row)
+        return [work for work in batch if id(work) in again]  # in their order, by which they are cut
 
     def _smaller(self, exchange: Exchange, batch: list[Work[Sent]], error: BaseException) -> list[Work[Sent]]:
         exchange.counters.out_of_memory += 1

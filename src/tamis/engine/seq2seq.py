@@ -25,6 +25,7 @@ from tamis.engine.packing import Layout, current, packed
 from tamis.engine.patches import by_runs
 from tamis.engine.requests import Outputs
 from tamis.engine.sequences import Tokens
+from tamis.engine.wide import widen_rows
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ def seq2seq_runner(model: Any, start: int, longest: int, rows: Sequence[int], *,
         model.lm_head = None  # unless it is tied to the embeddings, its memory is free again
         return runner
     logger.info("%s runs whole: its logits differ by %.1e.", type(model).__name__, difference)
+    widen_rows(model, rows, whole, samples)
     return whole
 
 

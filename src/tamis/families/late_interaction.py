@@ -79,8 +79,8 @@ def _build(colbert: ColbertLayout, checkpoint: Checkpoint, options: LoadOptions)
         )
 
     load = partial(_load, colbert=colbert)
-    lease = transformer.lease("late-interaction", checkpoint, options, load, colbert.kind, colbert.unseen)
-    return lease.hold(scorer)
+    details = (colbert.kind, colbert.unseen, options.cache_bytes)
+    return transformer.lease("late-interaction", checkpoint, options, load, *details).hold(scorer)
 
 
 def _load(

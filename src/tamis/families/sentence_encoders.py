@@ -58,7 +58,7 @@ def build(
     stated = _stated_dim(checkpoint, passage) if options.dim is None else None
 
     def lease(one: Checkpoint) -> Lease:
-        return transformer.lease("bi-encoder", one, options, partial(_load, pooling), pooling)
+        return transformer.lease("bi-encoder", one, options, partial(_load, pooling), pooling, options.cache_bytes)
 
     def tower(one: Checkpoint, lease: Lease, prompt: str) -> Tower:
         length = transformer.chosen_length(options, lease.loaded.longest, one.name)

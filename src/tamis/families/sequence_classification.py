@@ -55,6 +55,7 @@ def load_classifier(
 
     from tamis import transformer
     from tamis.cache import ByteLRU
+    from tamis.engine.architectures import ARCHITECTURES
     from tamis.engine.classifier import classifier_runner
     from tamis.engine.loaded import Loaded
 
@@ -66,14 +67,14 @@ def load_classifier(
             "(not relevant, relevant)."
         )
     tokenizer, tokenizer_length = transformer.load_tokenizer(checkpoint, options)
-    _look_at_activation(checkpoint)
+    look_at_activation(checkpoint)
     longest = transformer.longest_of(checkpoint, config, tokenizer_length)
-    architecture = transformer.architecture_of(config, options)
+    architecture, pack = ARCHITECTURES.get(config.model_type), options.attention == "auto"
 
     def runner(device: Any) -> Any:
         model, missing = transformer.load_model(AutoModelForSequenceClassification, checkpoint, config, options, dtype)
         transformer.check_missing(model, missing, checkpoint, options)
-        return classifier_runner(model.to(device), architecture, tokenizer.pad_id, longest)
+        return classifier_runner(model.to(device), architecture, tokenizer.pad_id, longest, pack=pack)
 
     engine = transformer.engine([runner(device) for device in devices], devices[0], checkpoint, options)
     facts = transformer.facts(checkpoint, devices, dtype)
@@ -85,8 +86,13 @@ def _prompt(config: Mapping[str, Any]) -> str:
     return str((config.get("prompts") or {}).get(config.get("default_prompt_name"), ""))
 
 
-def _look_at_activation(checkpoint: Checkpoint) -> None:
-    """Scores are the sigmoid of the logit whatever activation the checkpoint was saved with."""
+def look_at_activation(checkpoint: Checkpoint, advice: str = "") -> None:
+    """Warns if a checkpoint was saved with another activation than the sigmoid, which is what scores are made with.
+
+    Args:
+        checkpoint: Its files are read.
+        advice: What can be done about it, a sentence.
+    """
     saved = (
         checkpoint.sentence_config.get("activation_fn")
         or (checkpoint.config.get("sentence_transformers") or {}).get("activation_fn")
@@ -95,8 +101,8 @@ def _look_at_activation(checkpoint: Checkpoint) -> None:
     )
     if saved.rsplit(".", 1)[-1] not in _PLAIN_ACTIVATIONS:
         logger.warning(
-            "%s was saved with the activation %s; Tamis gives the raw logit, and its sigmoid as the score.",
-            checkpoint.name, saved,
+            "%s was saved with the activation %s; Tamis gives the raw logit, and its sigmoid as the score.%s",
+            checkpoint.name, saved, advice and f" {advice}",
         )  # fmt: skip
 
 
