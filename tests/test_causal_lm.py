@@ -364,6 +364,19 @@ def test_logit_score_equals_sentence_transformers(tmp_path, false, prompt, setti
         assert {h.index for h in reranker.rank(QUERY, passages) if h.truncated} == {8, 11}
 
 
+def test_logit_score_with_an_activation_of_its_own(tmp_path, caplog):
+    """A copy of zerank's folder: its activation has the scale, which the family has too."""
+    folder = logit_score(tmp_path, false=None)
+    with tamis.load(folder, dtype="float32") as plain:
+        before = plain.logits(QUERY, PASSAGES)
+    assert not caplog.records
+    tiny_lm.edit(folder / "config_sentence_transformers.json", activation_fn="modeling.ScaledSigmoid")
+    with tamis.load(folder, dtype="float32") as reranker:
+        assert reranker.logits(QUERY, PASSAGES) == before
+    assert "the activation modeling.ScaledSigmoid" in caplog.text
+    assert 'family=, which has the scale too: "zerank"' in caplog.text
+
+
 def test_logit_score_without_roles_or_template_is_refused(tmp_path):
     lost = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
     with pytest.raises(tamis.UnknownFamily, match="roles 'query' and 'document'"):
@@ -411,6 +424,27 @@ def test_zero_shot_asks_in_the_models_own_template(tmp_path, template, instructi
         expected.append(float(logits[yes] - logits[no]))
     with tamis.load(folder, mode="causal-lm", dtype="float32", instruction=instruction) as reranker:
         np.testing.assert_allclose(reranker.logits(QUERY, PASSAGES), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "before, opened, begins, ends",
+    [
+        ("Today Date: {{ date_string }}.\n", "", "Today Date: 26 Jul 2024.\n", ""),
+        ("Today's Date: {{ strftime_now('%B %d, %Y') }}.\n", "", "Today's Date: July 26, 2024.\n", ""),
+        ("", "<think>\n", "", "<think>\n\n</think>\n\n"),
+        ("", "[THINK]", "", "[THINK][/THINK]"),
+    ],
+)
+def test_zero_shot_knows_no_date_and_does_not_think(tmp_path, before, opened, begins, ends):
+    template = before + tiny_lm.CHATML.replace('{{ "" }}', f"{{{{ {opened!r} }}}}")
+    folder = tiny_lm.save(tmp_path, "llama", "ForCausalLM", template=template)
+    turn = f"Query: {QUERY}\nPassage: {PASSAGES[2]}\nDoes the passage answer the query? Answer yes or no."
+    task = "You judge whether a passage answers a query. Answer with one word, yes or no."
+    text = f"{begins}{Q}system\n{task}{E}\n{Q}user\n{turn}{E}\n{Q}assistant\n{ends}"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with tamis.load(folder, mode="causal-lm", dtype="float32") as reranker:
+        [tokens] = sequences(reranker, QUERY, PASSAGES[2:3])
+        assert tokenizer.decode(tokens.ids) == text
 
 
 def test_what_is_refused(tmp_path, classifier):

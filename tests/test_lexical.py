@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 
 import pytest
@@ -41,6 +42,24 @@ def test_ranks_and_scores():
     assert [hit.index for hit in ranking] == [1, 3, 0, 2]
     assert ranking[-1].score == 0.0
     assert 0 < ranking[1].score < ranking[0].score < 1
+
+
+def test_many_passages_are_split_in_parts_and_scored_as_one():
+    passages = [f"read zip file {number % 7} " * (number % 5) for number in range(600)]
+    expected = bm25(words("zip 3"), [words(passage) for passage in passages])
+    assert tamis.load(mode="lexical").logits("zip 3", passages) == expected.tolist()
+
+
+def test_a_timeout_holds():
+    passages = ["read a zip archive with the module zipfile"] * 5000
+    reranker = tamis.load(mode="lexical")
+    with pytest.raises(tamis.DeadlineExceeded):
+        reranker.rank("zip", passages, timeout=1e-3)
+    with pytest.raises(tamis.DeadlineExceeded):
+        asyncio.run(reranker.arank("zip", passages, timeout=1e-3))
+    with pytest.raises(tamis.DeadlineExceeded):
+        reranker.rank("zip", ["zip " * 100_000], timeout=1e-3)  # in one part: the clock is looked at after it
+    assert len(reranker.rank("zip", passages[:9], timeout=60)) == 9
 
 
 def test_words_of_any_script():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tamis
 import tiny_lm
-from rankrag_reference import PASSAGES, QUESTION, Plain, answering_pieces, ranking_pieces
+from rankrag_reference import PASSAGES, QUESTION, Plain, answering_pieces, ranking_pieces, save_speaker
 from tamis.engine.architectures import DECODERS
 from tamis.engine.lm_sequences import Step, Writing
 from tamis.rankrag import embedded, labels
@@ -237,6 +238,15 @@ def test_which_token_the_model_really_answers_with_is_probed(tmp_path, spoken):
         other = plain.relevances("plain", QUESTION, PASSAGES, true={"True": " True", " True": "True"}[spoken])
         assert rag.reranker.logits(QUESTION, PASSAGES) == pytest.approx(expected, abs=1e-4)
         assert np.abs(np.subtract(expected, other)).max() > 1
+
+
+def test_a_model_that_says_something_else_is_told_of(tmp_path, folder, caplog):
+    with load(folder), caplog.at_level(logging.WARNING):
+        assert "near chance" not in caplog.text
+        with load(save_speaker(tmp_path / "speaker", ["Well"]), style="plain"):
+            [record] = [record for record in caplog.records if record.name == labels.__name__]
+    assert "gives 'True' and 'False' together" in record.getMessage()
+    assert str(tmp_path / "speaker") in record.getMessage()
 
 
 def test_labels_of_several_tokens_are_told_apart_by_the_first(folder):
@@ -495,6 +505,11 @@ def test_a_template_that_takes_no_system_text(tmp_path):
 def test_bad_options(folder, options, message):
     with pytest.raises(tamis.InvalidInput, match=message):
         load(folder, **options)
+
+
+def test_there_is_no_padded_rankrag(folder):
+    with pytest.raises(tamis.InvalidInput, match='attention="padded" means nothing in rankrag mode'):
+        tamis.load(folder, mode="rankrag", attention="padded")
 
 
 def test_a_folder_that_cannot_be_made(tmp_path, folder):

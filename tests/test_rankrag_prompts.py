@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import numpy as np
 import pytest
 from transformers import AutoTokenizer
@@ -9,7 +11,9 @@ from transformers import AutoTokenizer
 import tamis
 import tiny_lm
 from rankrag_reference import QUESTION, answering_pieces, ranking_pieces
+from tamis.families.chat import rendered
 from tamis.rankrag.answers import says_nothing
+from tamis.rankrag.conversations import prompt_ids
 from tamis.rankrag.prompts import NOT_FOUND, PAPER, TASKS, Task, Tokenised, Wording, chat_wording, checked_history
 from tamis.tokenizing import TextTokenizer
 
@@ -179,6 +183,73 @@ def test_the_template_of_smollm2(smollm2):
     messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
     expected = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert wording.ranking(QUESTION, PLAY) == expected
+
+
+DATED = {  # how published templates come by the date, and what they say on the fixed one
+    "llama 3.2": (
+        "{%- if not date_string is defined %}{%- set date_string = strftime_now('%d %b %Y') %}{%- endif %}"
+        "Today Date: {{ date_string }}\n",
+        "Today Date: 26 Jul 2024\n",
+    ),
+    "granite": ("Today's Date: {{ strftime_now('%B %d, %Y') }}.\n", "Today's Date: July 26, 2024.\n"),
+    "smollm3": ("{%- set today = strftime_now('%d %B %Y') -%}{{ 'Today: ' ~ today }}\n", "Today: 26 July 2024\n"),
+    "in a macro": (
+        "{%- macro day() %}{{ strftime_now(format='%-m/%-d') }}{% endmacro %}{%- if strftime_now is defined %}"
+        "{{ day() }}{% endif %}\n",
+        "7/26",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DATED)
+def test_the_date_in_a_prompt_never_changes(name):
+    template, said = DATED[name]
+    tokenizer = TextTokenizer(tiny_lm.chat(template=template + tiny_lm.CHATML))
+    wording = chat_wording(tokenizer, "tiny")
+    assert wording.opening.startswith(said)
+    ids = prompt_ids([("user", "zip")], wording, tokenizer)
+    expected = f"{said}<|im_start|>user\nzip<|im_end|>\n<|im_start|>assistant\n"
+    assert ids.tolist() == tokenizer.encode([expected])[0].tolist()
+
+
+def test_the_fixed_day_is_told_as_strftime_does():
+    formats = [f"%{letter}" for letter in "YyBbhmAadejFDxuwHIMSpTXfZzc"] + ["%-d", "%-H", "%-I", "%-m", "%-y", "at %Q"]
+    template = "{% for m in messages %}{{ strftime_now(m.content) }}\n{% endfor %}"
+    tokenizer = TextTokenizer(tiny_lm.chat(template=template))
+    told = rendered(tokenizer, [{"role": "user", "content": form} for form in formats])
+    day = datetime(2024, 7, 26)  # at midnight
+    assert told.splitlines() == [day.strftime(form) for form in formats[:-1]] + ["at %Q"]
+
+
+def test_fixing_the_date_leaves_the_white_space_of_a_template():
+    template = (
+        "\n  {% for m in messages %}\n  {{ m.content }}\n  {% endfor %}{% if x %}{{ strftime_now('%d') }}{% endif %} "
+    )
+    theirs = tiny_lm.chat(template=template)
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    expected = theirs.apply_chat_template(messages, tokenize=False)
+    assert rendered(TextTokenizer(theirs), messages) == expected
+
+
+@pytest.mark.parametrize(
+    "opened, closed",
+    [
+        ("<think>\n", "<think>\n\n</think>\n\n"),
+        ("<think>", "<think></think>"),
+        ("<seed:think>", "<seed:think></seed:think>"),
+        ("[THINK]", "[THINK][/THINK]"),
+        ("<|START_THINKING|>", "<|START_THINKING|><|END_THINKING|>"),
+        ("<think>\n\n</think>\n\n", "<think>\n\n</think>\n\n"),  # by the template itself
+    ],
+)
+def test_a_thought_that_the_template_opens_is_closed(opened, closed):
+    tokenizer = TextTokenizer(tiny_lm.chat(template=tiny_lm.CHATML.replace('{{ "" }}', f"{{{{ {opened!r} }}}}")))
+    wording = chat_wording(tokenizer, "tiny")
+    assert wording.closing == f"<|im_end|>\n<|im_start|>assistant\n{closed}"
+    assert wording.reply == "<|im_end|>\n<|im_start|>assistant\n{text}<|im_end|>\n<|im_start|>user\n"
+    ids = prompt_ids([("user", "zip")], wording, tokenizer)
+    expected = f"<|im_start|>user\nzip<|im_end|>\n<|im_start|>assistant\n{closed}"
+    assert ids.tolist() == tokenizer.encode([expected])[0].tolist()
 
 
 def test_no_text_can_end_a_turn(tmp_path):

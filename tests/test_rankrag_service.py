@@ -9,6 +9,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -197,6 +198,21 @@ def test_a_conversation_is_read(rag):
     assert answer.usage.prompt_tokens == len(prompts.system) + sum(map(len, pieces)) + len(end)
 
 
+def test_with_a_history_every_call_has_the_same_task(folder):
+    turns = [("user", "Who wrote Faust?"), ("assistant", "Goethe.")]
+    with load(folder, task="claim") as rag:  # the one that ranks by other words
+        ranked = [hit.logit for hit in rag.rank("When?", PASSAGES, history=turns)]
+        answered = [hit.logit for hit in rag.answer("When?", PASSAGES, history=turns, max_new_tokens=1).ranking]
+        assert ranked == pytest.approx(answered, abs=1e-4)
+        named = [hit.logit for hit in rag.rank("When?", PASSAGES, history=turns, task="conversation")]
+        claimed = [hit.logit for hit in rag.rank("When?", PASSAGES, history=turns, task="claim")]
+        assert ranked == pytest.approx(named, abs=1e-4)
+        assert np.abs(np.subtract(ranked, claimed)).max() > 1e-2
+        assert rag.signature("When?", history=turns) == rag.signature("When?", history=turns, task="conversation")
+        assert rag.signature("When?", history=turns) != rag.signature("When?", history=turns, task="claim")
+        assert rag.signature("When?") == rag.signature("When?", task="claim") == rag.reranker.signature("When?")
+
+
 # -- passages and prompts that are too long ----------------------------------------------------------------------------
 
 
@@ -281,6 +297,8 @@ def test_of_a_passage_in_windows_the_best_one_is_read(folder):
         ("q", ["a", 1], {}, "Passage 1 is a int"),
         ("q", ["a"], {"top_k": 0}, "top_k is 0"),
         ("q", ["a"], {"top_k": None}, "top_k is None"),
+        ("q", ["a"], {"top_k": 2.0}, "top_k is 2.0"),
+        ("q", ["a"], {"top_k": True}, "top_k is True"),
         ("q", ["a"], {"min_score": 2}, "min_score is 2"),
         ("q", ["a"], {"task": "essay"}, "task='essay'; pass one of 'short'"),
         ("q", ["a"], {"history": "hello"}, "history is a list of turns"),
@@ -302,6 +320,16 @@ def test_bad_input(rag, question, passages, options, message):
     with pytest.raises(tamis.InvalidInput, match=message):
         asyncio.run(rag.aanswer(question, passages, **options))
     assert idle(rag)
+
+
+def test_what_cannot_count_is_refused_before_anything_is_ranked(rag):
+    for passages in ([], PASSAGES):
+        with pytest.raises(tamis.InvalidInput, match="tokenizer= is a int"):
+            rag.rank("why? " * 5000, passages, max_tokens=9, tokenizer=7)  # too long, which ranking would say
+
+
+def test_numbers_of_numpy_are_numbers(rag):
+    assert len(rag.answer(QUESTION, PASSAGES, top_k=np.int64(3), max_new_tokens=1).contexts) == 3
 
 
 def test_passages_may_be_any_iterable_and_are_not_changed(rag):

@@ -313,6 +313,42 @@ def test_deadlines(rag, stub, folder):
         hasty.answer(QUESTION, PASSAGES[:2], max_new_tokens=400)
 
 
+def test_a_stream_may_take_as_long_as_its_timeout_says(rag, stub):
+    rag._scorer.lease._patience = 0.4  # what a call without timeout= has
+    stub.pause = 0.03
+    options = {"max_new_tokens": 24, "timeout": 60}  # 0.7 seconds
+    [*_, last] = rag.stream(QUESTION, PASSAGES[:1], **options)
+    [*_, completed] = rag.stream_complete("zip", **options)
+
+    async def both():
+        [*_, last] = [piece async for piece in rag.astream(QUESTION, PASSAGES[:1], **options)]
+        [*_, completed] = [piece async for piece in rag.astream_complete("zip", **options)]
+        return last, completed
+
+    assert all(piece.answer.text for piece in (last, completed, *asyncio.run(both())))
+    with pytest.raises(tamis.DeadlineExceeded, match=r"did not answer in time.*deadline="):
+        list(rag.stream_complete("zip", max_new_tokens=24))
+
+
+def test_a_call_without_a_timeout_has_one_allowance(rag):
+    lease = rag._scorer.lease
+
+    def steps():
+        ends = []
+        for _ in range(2):
+            with lease.open() as session:
+                ends.append(session._end)
+            time.sleep(0.01)
+            yield ()
+        return ends
+
+    first, second = (rag.reranker.run("ends", 0, steps()) for _ in range(2))
+    assert first[0] == first[1] < second[0] == second[1]
+    given = rag.reranker.run("ends", 0, steps(), 5)
+    assert given[0] == given[1] < second[0]
+    assert rag.reranker.start("ends", 0, steps()).result()[0] > second[0]
+
+
 # -- rows --------------------------------------------------------------------------------------------------------------
 
 

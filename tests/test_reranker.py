@@ -17,6 +17,7 @@ import tamis
 from fakes import FakeScorer
 from tamis import Passage, Reranker
 from tamis.reranker import IN_FLIGHT
+from tamis.steps import deadline
 
 
 def test_best_first_with_indices_of_the_caller():
@@ -105,6 +106,32 @@ def test_bad_input_is_named(query, passages, said):
         asyncio.run(reranker.arank(query, passages))
     with pytest.raises(ValueError, match=f"Request 1: .*{said}"):
         list(reranker.rank_many([("q", ["fine"]), (query, passages)]))
+
+
+def test_what_cannot_count_is_refused_before_anything_is_scored():
+    scorer = FakeScorer()
+    reranker, unread = Reranker(scorer), iter([("q", ["a"])])
+    for passages in ([], ["a"]):
+        with pytest.raises(tamis.InvalidInput, match=r"^tokenizer= is a int"):
+            reranker.rank("q", passages, max_tokens=3, tokenizer=7)
+        with pytest.raises(tamis.InvalidInput, match=r"^tokenizer= is a int"):
+            asyncio.run(reranker.arank("q", passages, max_tokens=3, tokenizer=7))
+    with pytest.raises(tamis.InvalidInput, match=r"^tokenizer= is a int"):
+        list(reranker.rank_many(unread, max_tokens=3, tokenizer=7))
+    assert scorer.gates == []
+    assert next(unread) == ("q", ["a"])
+
+
+def test_steps_are_told_when_their_caller_gives_up():
+    reranker = Reranker(FakeScorer())
+
+    def steps():
+        yield ()
+        return deadline()
+
+    assert reranker.start("x", 0, steps()).result() is None
+    end = time.monotonic() + 100
+    assert end <= reranker.start("x", 0, steps(), 100.0).result() <= end + 10
 
 
 @pytest.mark.parametrize("timeout", [0, -1, 0.0, True, "soon", float("nan"), float("inf"), 1e10])

@@ -120,6 +120,7 @@ class Reranker:
 
         check_timeout(timeout)
         cut = Cut(top_n, min_score, max_tokens, tokenizer)
+        self.check_cut(cut)  # what is wrong with it is wrong with every request
         total = len(requests) if isinstance(requests, Sequence) else None
         bar = tqdm(total=total, desc="ranking", unit="query", disable=None if progress else True)
         running: deque[tuple[Future[Ranking], float]] = deque()
@@ -199,6 +200,7 @@ class Reranker:
 
     def _ranking(self, query: str, passages: Sequence[str | Passage], cut: Cut) -> Call[Ranking]:
         given = checked(query, passages)
+        self.check_cut(cut)
 
         def steps() -> Steps[Ranking]:
             scores = yield from self._finite_scores(query, given)
@@ -270,6 +272,17 @@ class Reranker:
         """The scores that some steps over the scorer give; finite, or `InvalidScore`."""
         return self._finite(given, steps)
 
+    def check_cut(self, cut: Cut) -> None:
+        """Raises what counting tokens for a cut would raise, before anything is scored for it.
+
+        Raises:
+            MissingExtra: It needs tiktoken, which is not installed.
+            ModelNotFound: tiktoken has no such encoding, or cannot read its file.
+            InvalidInput: `tokenizer` is nothing that counts.
+        """
+        if cut.max_tokens is not None:
+            self._counter(cut.tokenizer)
+
     def ranked(self, given: list[Passage], scores: Scores, cut: Cut) -> Ranking:
         """A ranking from scores."""
         return self._cut(given, scores, cut)
@@ -278,9 +291,9 @@ class Reranker:
         """Drives steps in the caller's thread, counted and ended like this reranker's own calls."""
         return self._calls.run(Call(operation, passages, steps), timeout)
 
-    def start(self, operation: str, passages: int, steps: Steps[T]) -> Future[T]:
-        """Drives steps on pool threads."""
-        return self._calls.start(Call(operation, passages, steps))
+    def start(self, operation: str, passages: int, steps: Steps[T], timeout: float | None = None) -> Future[T]:
+        """Drives steps on pool threads. They are told of `timeout`; whoever waits for the future ends it then."""
+        return self._calls.start(Call(operation, passages, steps), timeout)
 
     async def arun(self, operation: str, passages: int, steps: Steps[T], timeout: float | None = None) -> T:
         """Drives steps for an event loop."""

@@ -105,8 +105,10 @@ class TextTokenizer:
         self.nothing: Ids = np.array([next((i for i in (self.pad_id, self.eos_id) if i is not None), 0)], np.int32)
         special = [token.content for token in backend.get_added_tokens_decoder().values() if token.special]
         self.chat: Callable[..., str] | None = None  # a conversation's text in the checkpoint's own template
-        if getattr(tokenizer, "chat_template", None):
+        self.chat_template = ""  # the template; of several, the one that is taken where none is named
+        if found := getattr(tokenizer, "chat_template", None):
             self.chat = partial(tokenizer.apply_chat_template, tokenize=False)
+            self.chat_template = found if isinstance(found, str) else found.get("default", "")
         self._special = re.compile("|".join(map(re.escape, special))) if special else None
 
     def encode(self, texts: Sequence[str], limit: int | None = None) -> list[Ids]:

@@ -104,7 +104,8 @@ class TamisModel(BaseModel):
     @field_validator(*OPTIONS, mode="before")
     @classmethod
     def _check_option(cls, value: Any, info: ValidationInfo) -> Any:
-        LoadOptions(**{str(info.field_name): str(value) if isinstance(value, Path) else value})
+        given: Any = str(value) if isinstance(value, Path) else value
+        LoadOptions(**{str(info.field_name): given})
         return value
 
     @field_validator("model", mode="before")

@@ -175,7 +175,8 @@ class RankRAG(RankRAGModel, RunnableSerializable[RankRAGInput, RankRAGOutput]):
         async def once() -> AsyncIterator[RankRAGInput]:
             yield input
 
-        async with aclosing(self._atransform_stream_with_config(once(), self._astream, config, **kwargs)) as chunks:
+        transformed: Any = self._atransform_stream_with_config(once(), self._astream, config, **kwargs)  # a generator
+        async with aclosing(transformed) as chunks:
             async for chunk in chunks:
                 yield chunk
 

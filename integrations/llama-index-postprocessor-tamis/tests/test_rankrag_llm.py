@@ -327,6 +327,8 @@ def test_assigned_fields_count(llm, tiny_llama):
         {"stop": [""]},
         {"stop": None},
         {"timeout": 0},
+        {"timeout": True},
+        {"timeout": float("inf")},
         {"rag": "x"},
     ],
     ids=str,

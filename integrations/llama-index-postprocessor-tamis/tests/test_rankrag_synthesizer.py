@@ -208,6 +208,18 @@ def test_chat_history(synthesize, rag, nodes, query):
     assert [node.score for node in response.source_nodes] == pytest.approx(scores, abs=1e-6)
 
 
+def test_chat_history_after_a_task_of_the_models_own(synthesize, tiny_llama, nodes, query):
+    said = [("user", "What is a tar file?"), ("assistant", "An archive.")]
+    messages = [ChatMessage(role=role, content=text) for role, text in said]
+    with tamis.load_rankrag(tiny_llama, dtype="float32", task="claim") as rag:
+        answer = rag.answer(query, texts(nodes), history=said, max_new_tokens=2)
+        claimed = rag.answer(query, texts(nodes), history=said, max_new_tokens=2, task="claim")
+        response = synthesize(RankRAGSynthesizer(rag, max_new_tokens=2), query, nodes, chat_history=messages)
+    scores = [node.score for node in response.source_nodes]
+    assert scores == pytest.approx([hit.score for hit in answer.contexts], abs=1e-6)
+    assert scores != pytest.approx([hit.score for hit in claimed.contexts], abs=1e-6)
+
+
 def test_tasks(rag, nodes, query):
     for task in ("full", "claim"):
         answer = rag.answer(query, texts(nodes), task=task, max_new_tokens=6)

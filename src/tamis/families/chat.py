@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tamis.checkpoint import Checkpoint
@@ -15,7 +16,69 @@ if TYPE_CHECKING:
     from tamis.tokenizing import TextTokenizer
 
 DATE = "26 Jul 2024"  # for templates that tell the model the date: a score must not change overnight
+_PARTS = {  # of strftime, on that day at midnight
+    "Y": "2024", "y": "24", "B": "July", "b": "Jul", "h": "Jul", "m": "07", "A": "Friday", "a": "Fri", "d": "26",
+    "e": "26", "j": "208", "F": "2024-07-26", "D": "07/26/24", "x": "07/26/24", "u": "5", "w": "5", "H": "00",
+    "I": "12", "M": "00", "S": "00", "p": "AM", "T": "00:00:00", "X": "00:00:00", "f": "000000", "Z": "", "z": "",
+    "c": "Fri Jul 26 00:00:00 2024",
+}  # fmt: skip
+_CLOCK = "strftime_now"
+# A macro of that name, for transformers takes no function from the caller. The line break behind it is dropped
+# (trim_blocks), so that the template still begins on a line of its own.
+_STOPPED = f"{{%- macro {_CLOCK}(format) -%}}{{{{ format" + "".join(
+    f'|replace("%-{letter}", "{part.lstrip("0") or "0"}")|replace("%{letter}", "{part}")'
+    for letter, part in _PARTS.items()
+) + " }}{%- endmacro %}\n"  # fmt: skip
+
+THOUGHTS = {
+    "<think>": "</think>",  # Qwen, DeepSeek R1, GLM, Nemotron, SmolLM3 and most others
+    "<thinking>": "</thinking>",
+    "<thought>": "</thought>",  # EXAONE Deep
+    "<reasoning>": "</reasoning>",
+    "<seed:think>": "</seed:think>",  # Seed-OSS
+    "[THINK]": "[/THINK]",  # Magistral
+    "<|START_THINKING|>": "<|END_THINKING|>",  # Command A Reasoning
+    "<|begin_of_thought|>": "<|end_of_thought|>",  # OpenThinker
+    "<|channel>thought": "<channel|>",  # Gemma 4
+    "\u25c1think\u25b7": "\u25c1/think\u25b7",  # Kimi
+}
+"""What opens a thought, and what closes it."""
+
 Messages = Sequence[dict[str, Any]]
+
+
+def rendered(tokenizer: TextTokenizer, messages: Messages, **settings: Any) -> str:
+    """A conversation in the checkpoint's chat template, which takes every day for the same one, that of `DATE`.
+
+    Args:
+        tokenizer: One that has a template.
+        messages: The conversation.
+        settings: What the template is told besides.
+    """
+    assert tokenizer.chat is not None  # noqa: S101 - the caller asked
+    if _CLOCK in tokenizer.chat_template:
+        settings = {"chat_template": _STOPPED + tokenizer.chat_template, **settings}
+    return tokenizer.chat(list(messages), **{"date_string": DATE, **settings})
+
+
+def thoughtless(prompt: str) -> str:
+    r"""A prompt whose end opens a thought, with an empty one: the model answers behind it, as it is to, at once.
+
+    Some templates open one whatever `enable_thinking` says; what is read inside is no answer.
+
+    >>> thoughtless("<|im_start|>assistant\n<think>\n")  # as Qwen's template does without thinking
+    '<|im_start|>assistant\n<think>\n\n</think>\n\n'
+    >>> thoughtless("<|CHATBOT_TOKEN|><|START_THINKING|>")
+    '<|CHATBOT_TOKEN|><|START_THINKING|><|END_THINKING|>'
+    >>> thoughtless("<|im_start|>assistant\n")
+    '<|im_start|>assistant\n'
+    """
+    begun = prompt.rstrip()
+    for mark, end in THOUGHTS.items():
+        if begun.endswith(mark):
+            lines = "\n\n" if "\n" in prompt[len(begun) :] else ""  # or none, where the template puts none
+            return f"{begun}{lines}{end}{lines}"
+    return prompt
 
 
 def is_logit_score(checkpoint: Checkpoint) -> bool:
@@ -94,7 +157,7 @@ def zero_shot_prompt(tokenizer: TextTokenizer, checkpoint: Checkpoint, options: 
         for messages in ([{"role": "system", "content": task}, turn], [merged]):  # some templates have no system
             found = _prompt(tokenizer, messages, {"add_generation_prompt": True, "enable_thinking": False}, refusals)
             if found is not None and task.strip() in found.pieces[0]:
-                return found
+                return replace(found, pieces=(thoughtless(found.pieces[0]),))
     raise UnknownFamily(
         f"{checkpoint.name} has no chat template that takes a question, so that it cannot be asked as a chat model. "
         "If you know the prompt that it was trained with, register a family with it; see tamis.register."
@@ -108,7 +171,7 @@ def _prompt(
     if tokenizer.chat is None:
         return None
     try:
-        text = tokenizer.chat(list(messages), **{"date_string": DATE, **settings})
+        text = rendered(tokenizer, messages, **settings)
     except Exception as error:  # noqa: BLE001 - a template is a program, and may fail in any way
         refusals.append(error)
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -84,13 +84,13 @@ class Completing:
         max_new_tokens: int = COMPLETION_TOKENS,
         stop: Sequence[str] = (),
         timeout: float | None = None,
-    ) -> Iterator[Piece]:
+    ) -> Generator[Piece]:
         """As `complete`, as it is written: pieces that join to the text; the last is empty and carries the `answer`.
 
         Nothing runs before the first piece is asked for; closing the iterator ends the text, and frees its place in
         the batch.
         """
-        return streamed(self._begin(prompt, max_new_tokens, stop), timeout)
+        return streamed(self._begin(prompt, max_new_tokens, stop, timeout), timeout)
 
     def astream_complete(
         self,
@@ -101,11 +101,13 @@ class Completing:
         timeout: float | None = None,
     ) -> AsyncGenerator[Piece]:
         """As `stream_complete`, from any event loop, without blocking it."""
-        return astreamed(self._begin(prompt, max_new_tokens, stop), timeout)
+        return astreamed(self._begin(prompt, max_new_tokens, stop, timeout), timeout)
 
-    def _begin(self, prompt: str | Sequence[Any], max_new_tokens: int, stop: Sequence[str]) -> Start:
+    def _begin(
+        self, prompt: str | Sequence[Any], max_new_tokens: int, stop: Sequence[str], timeout: float | None
+    ) -> Start:
         asked = _checked(prompt, max_new_tokens, stop)
-        return lambda show: self.reranker.start("complete", 0, self._completing(*asked, show))
+        return lambda show: self.reranker.start("complete", 0, self._completing(*asked, show), timeout)
 
     def _completing(
         self,

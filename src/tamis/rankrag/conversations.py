@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from tamis.errors import InvalidInput
+from tamis.families.chat import rendered, thoughtless
 from tamis.rankrag.prompts import SYSTEM, Wording
 from tamis.tokenizing import Ids, TextTokenizer
 
@@ -91,7 +92,6 @@ def _opening(wording: Wording, system: str) -> str:
 def _templated(said: Sequence[Message], tokenizer: TextTokenizer) -> str:
     from jinja2 import TemplateError
 
-    assert tokenizer.chat is not None  # noqa: S101 - the caller asked
     turns: list[dict[str, str]] = []
     for role, text in said:
         if turns and turns[-1]["role"] == role:  # many templates insist on turns that alternate
@@ -99,7 +99,7 @@ def _templated(said: Sequence[Message], tokenizer: TextTokenizer) -> str:
         else:
             turns.append({"role": role, "content": text})
     try:
-        return tokenizer.chat(turns, add_generation_prompt=True, enable_thinking=False)
+        return thoughtless(rendered(tokenizer, turns, add_generation_prompt=True, enable_thinking=False))
     except (TemplateError, TypeError, ValueError) as error:
         raise InvalidInput(
             f"The model's chat template does not take this conversation ({error}). Many want one system message at "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from tamis.errors import UnknownFamily
@@ -10,6 +11,9 @@ from tamis.rankrag.prompts import PAPER, Tokenised, Wording, chat_wording
 if TYPE_CHECKING:
     from tamis.rankrag.options import RankRAGOptions
 
+logger = logging.getLogger(__name__)
+
+UNSAID = 1e-3  # of the probability; chat models that were never tuned give the two labels tens of times as much
 PROBES = (
     ("Which planet is known as the Red Planet?", "Mars is often called the Red Planet because of its colour."),
     ("Which planet is known as the Red Planet?", "A stable sort keeps the order of records that compare equal."),
@@ -44,8 +48,11 @@ def forms_of(prompts: Tokenised, tokenizer: Any, name: str) -> list[tuple[int, i
     return list(dict.fromkeys(forms))
 
 
-def likeliest(runner: Any, prompts: Tokenised, forms: list[tuple[int, int]]) -> tuple[int, int]:
-    """The form in which the model really answers: the one that has more of the probability after two prompts."""
+def likeliest(runner: Any, prompts: Tokenised, forms: list[tuple[int, int]], name: str) -> tuple[int, int]:
+    """The form in which the model really answers: the one that has more of the probability after two prompts.
+
+    Where both have next to none, a warning is logged: the model would say something else, and its scores mean little.
+    """
     import numpy as np
 
     from tamis.engine.sequences import Tokens
@@ -56,6 +63,13 @@ def likeliest(runner: Any, prompts: Tokenised, forms: list[tuple[int, int]]) -> 
         parts = [prompts.system, prompts.ranked([passage])[0], prompts.asking(question, task, ())]
         p = runner.logits(Tokens(np.concatenate(parts))).softmax(0)
         mass += [float(p[list(form)].sum()) for form in forms]
+    if mass.max() < UNSAID * len(PROBES):
+        logger.warning(
+            "After a ranking prompt, %s gives %r and %r together %.0e of the probability: it was never tuned to rank, "
+            "or says something else first, such as a thought. Its ranking will be near chance. Load one that was "
+            "tuned, or pass wording= with the labels that it knows.",
+            name, prompts.wording.true, prompts.wording.false, mass.max() / len(PROBES),
+        )  # fmt: skip
     return forms[int(np.argmax(mass))]
 
 

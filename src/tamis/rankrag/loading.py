@@ -82,8 +82,8 @@ def load_rankrag(
         trust_remote_code: Run Python code that the checkpoint brings along.
         passage_bytes: How much of the device's memory passages' keys and values may take between calls.
         host_bytes: How much pinned memory of the host may take what leaves a GPU.
-        passage_dir: A folder for what leaves them, and at the last `close` for all of it; later processes find it
-            again.
+        passage_dir: A folder for what leaves the device, instead of `host_bytes`, and at the last `close` for all of
+            it; later processes find it again.
         disk_bytes: How much of it.
         weight: This object's own share of the device.
         overload: "error" or "wait", where the queue is full.
@@ -165,6 +165,11 @@ def make_scorer(checkpoint: Checkpoint, options: LoadOptions, more: RankRAGOptio
     from tamis.scorers.rankrag import RankRAGScorer
 
     options.allow("rankrag")
+    if options.attention == "padded":
+        raise InvalidInput(
+            'attention="padded" means nothing in rankrag mode, where the keys and values of passages are kept apart; '
+            "leave it out."
+        )
     transformer.check_causal(checkpoint)
     named = adapter_of(checkpoint, more.adapter)
     adapter = None if named is None else find_adapter(named)
@@ -241,7 +246,7 @@ def _load(
         if not runner.backbone.packed:
             raise UnknownFamily(f"{checkpoint.name} does not run packed, which a RankRAG model must; see the warning.")
         runner.backbone.tune(config.get_text_config().vocab_size, longest, first_only=False)
-        runner.set_labels(likeliest(runner, prompts, forms))
+        runner.set_labels(likeliest(runner, prompts, forms, checkpoint.name))
     engine = transformer.engine([runner], devices[0], checkpoint, options)
     ends = ends_of(model, tokenizer)
     return LoadedRankRAG(

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tamis.errors import InvalidInput, UnknownFamily
+from tamis.families.chat import rendered, thoughtless
 from tamis.tokenizing import Ids
 
 if TYPE_CHECKING:
@@ -186,12 +187,11 @@ def chat_wording(tokenizer: TextTokenizer, name: str) -> Wording:
         raise UnknownFamily(f'{name} has no chat template; load it with style="plain", the paper\'s own form.')
     system = SYSTEM.removeprefix("System: ")
 
-    def render(*messages: tuple[str, str]) -> str:
-        assert tokenizer.chat is not None  # noqa: S101 - asked above
-        listed = [{"role": role, "content": content} for role, content in messages]
-        return tokenizer.chat(listed, add_generation_prompt=True, enable_thinking=False)
-
     from jinja2 import TemplateError
+
+    def render(*messages: tuple[str, str]) -> str:
+        listed = [{"role": role, "content": content} for role, content in messages]
+        return thoughtless(rendered(tokenizer, listed, add_generation_prompt=True, enable_thinking=False))
 
     try:
         text = render(("system", system), ("user", "{body}"))

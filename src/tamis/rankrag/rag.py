@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any, Self, TypeAlias
 
 from tamis.errors import InvalidInput
@@ -75,7 +76,8 @@ class RankRAG(Completing):
 
     def signature(self, question: str, *, task: str | None = None, history: Sequence[Any] = ()) -> str:
         """A digest of all that `rank` goes by besides the passages: equal ones rank alike."""
-        return self._scorer.signature(question, task, checked_history(history))
+        turns = checked_history(history)
+        return self._scorer.signature(question, self._task(task, turns), turns)
 
     def rank(
         self,
@@ -87,7 +89,7 @@ class RankRAG(Completing):
         timeout: float | None = None,
         **cut: Any,
     ) -> Ranking:
-        """As `Reranker.rank`, with the prompt of a task (that of `load_rankrag` if None) and after a conversation."""
+        """As `Reranker.rank`, with the prompt of a task and after a conversation; see the class for both."""
         given = checked(question, passages)
         return self.reranker.run("rank", len(given), self._ranking(question, given, task, history, cut), timeout)
 
@@ -117,7 +119,7 @@ class RankRAG(Completing):
 
     def stream(
         self, question: str, passages: Given, *, timeout: float | None = None, **options: Any
-    ) -> Iterator[Piece]:
+    ) -> Generator[Piece]:
         """The answer's text as it is written: pieces that join to `Answer.text`.
 
         The first piece is empty and carries the `contexts`, as soon as the passages are ranked; the last is empty and
@@ -125,14 +127,14 @@ class RankRAG(Completing):
         frees its place in the batch. `timeout` is how long the whole may take.
         """
         asked = self._asked(question, passages, options)
-        return streamed(lambda show: self._started(asked, show), timeout)
+        return streamed(lambda show: self._started(asked, show, timeout), timeout)
 
     def astream(
         self, question: str, passages: Given, *, timeout: float | None = None, **options: Any
     ) -> AsyncGenerator[Piece]:
         """As `stream`, from any event loop, without blocking it."""
         asked = self._asked(question, passages, options)
-        return astreamed(lambda show: self._started(asked, show), timeout)
+        return astreamed(lambda show: self._started(asked, show, timeout), timeout)
 
     def warm(self, passages: Sequence[str | Passage], *, progress: bool = False, timeout: float | None = None) -> int:
         """Runs passages before there is a question, at indexing time: later questions cost only their own tokens.
@@ -190,12 +192,12 @@ class RankRAG(Completing):
         max_new_tokens: int | None = None,
         stop: Sequence[str] = (),
     ) -> _Asked:
-        if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
+        if isinstance(top_k, bool) or not isinstance(top_k, Integral) or top_k < 1:
             raise InvalidInput(f"top_k is {top_k!r}; pass an int of at least 1.")
         Cut(min_score=min_score)
         turns = checked_history(history)
         wording = self._scorer.prompts.wording
-        name = task or ("conversation" if turns and "conversation" in wording.tasks else self._scorer.task)
+        name = self._task(task, turns)
         limit = wording.task(name).max_new_tokens if max_new_tokens is None else max_new_tokens
         if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit < self._scorer.max_length // 2:
             raise InvalidInput(
@@ -208,25 +210,33 @@ class RankRAG(Completing):
             given, ranking = [hit.passage for hit in passages], passages
         else:
             given, ranking = checked(question, passages), None
-        return _Asked(question, given, ranking, top_k, min_score, answer_anyway, name, turns, limit, ends)
+        return _Asked(question, given, ranking, int(top_k), min_score, answer_anyway, name, turns, limit, ends)
 
     def _ranking(
         self, question: str, given: list[Passage], task: str | None, history: Sequence[Any], options: Mapping[str, Any]
     ) -> Steps[Ranking]:
         cut, turns = Cut(**options), checked_history(history)
-        if task is not None:
-            self._scorer.prompts.wording.task(task)
+        name = self._task(task, turns)
+        self.reranker.check_cut(cut)
 
         def steps() -> Steps[Ranking]:
             scores = yield from self.reranker.scored(
-                given, lambda texts: self._scorer.ranking(question, texts, task, turns)
+                given, lambda texts: self._scorer.ranking(question, texts, name, turns)
             )
             return self.reranker.ranked(given, scores, cut)
 
         return steps()
 
-    def _started(self, asked: _Asked, show: Show) -> Future[Answer]:
-        return self.reranker.start("stream", len(asked.passages), self._answering(asked, show))
+    def _task(self, named: str | None, turns: Sequence[Turn]) -> str:
+        """The task that holds: the one that is named; without one, with a history, the conversation's."""
+        wording = self._scorer.prompts.wording
+        if named is None:
+            return "conversation" if turns and "conversation" in wording.tasks else self._scorer.task
+        wording.task(named)
+        return named
+
+    def _started(self, asked: _Asked, show: Show, timeout: float | None) -> Future[Answer]:
+        return self.reranker.start("stream", len(asked.passages), self._answering(asked, show), timeout)
 
     def _answering(self, asked: _Asked, show: Show = lambda piece: None) -> Steps[Answer]:
         start = time.perf_counter()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import Future
 from contextlib import suppress
 from queue import Empty, SimpleQueue
@@ -18,7 +18,7 @@ Start: TypeAlias = Callable[[Show], Future[Answer]]
 """Begins a text whose pieces are shown from any thread."""
 
 
-def streamed(start: Start, timeout: float | None) -> Iterator[Piece]:
+def streamed(start: Start, timeout: float | None) -> Generator[Piece]:
     """The pieces, and at last an empty one with the answer. Nothing begins before the first is asked for."""
     check_timeout(timeout)
     return _streamed(start, timeout)
@@ -46,7 +46,7 @@ def unspaced(show: Show) -> Callable[[str], None]:
     return shown
 
 
-def _streamed(start: Start, timeout: float | None) -> Iterator[Piece]:
+def _streamed(start: Start, timeout: float | None) -> Generator[Piece]:
     end = None if timeout is None else time.monotonic() + timeout
     pieces: SimpleQueue[Piece | None] = SimpleQueue()
     future = start(pieces.put)

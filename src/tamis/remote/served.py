@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
@@ -22,6 +23,8 @@ from tamis.steps import deadline, reject
 from tamis.tokenizing import TextTokenizer
 
 T = TypeVar("T")
+
+_end: ContextVar[float | None] = ContextVar("tamis_served_end", default=None)
 
 PROMPTS = 16  # a request: with 8 requests at once, more than most servers run together
 
@@ -66,9 +69,12 @@ class ServerLease:
         self._patience = patience
 
     def open(self) -> ServerSession:
-        """A session for one request."""
-        end = deadline()
-        return ServerSession(self, time.monotonic() + self._patience if end is None else end)
+        """A session for one request; those of one call that has no timeout end together."""
+        end = deadline() or _end.get()
+        if end is None:
+            end = time.monotonic() + self._patience
+            _end.set(end)  # in the context of the call's steps, and of no other
+        return ServerSession(self, end)
 
     def close(self) -> None:
         """Closes the connections."""

@@ -132,7 +132,7 @@ class RankRAGScorer:
         return Scores(logits[best], np.concatenate(cut), tokens, windows=windows)
 
     def warming(self, passages: Sequence[str], done: Any = lambda n: None) -> Steps[int]:
-        """Runs passages without a question, so that later questions find them; how many were new to this call."""
+        """Runs passages without a question, so that later questions find them; how many were given."""
         room = self._room(0)
         with self.lease.open() as session:
             if wait := session.backlog:

@@ -23,7 +23,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 import tamis
 from tamis.checkpoint import check_model
-from tamis.inputs import Cut
+from tamis.inputs import Cut, check_timeout
 from tamis.lazy import LazyReranker
 from tamis.long_documents import LongDocuments
 from tamis.options import (
@@ -102,7 +102,7 @@ class RerankArguments(BaseNodePostprocessor):
         description='"cpu", "cuda:0", ...; or several, a copy on each; the first CUDA device, else the CPU.',
     )
     dtype: str = Field(default="auto", description='"auto", "float32", "bfloat16" or "float16".')
-    max_length: int | None = Field(default=None, description="Tokens read of query and passage together.")
+    max_length: int | None = Field(default=None, description="Tokens of a sequence that is read at once.")
     dim: int | Sequence[int] | None = Field(
         default=None, description="bi-encoder: leading dimensions that are compared; a growing list is a funnel."
     )
@@ -230,6 +230,12 @@ class RerankArguments(BaseNodePostprocessor):
     @classmethod
     def _in_range(cls, value: Any) -> Any:
         Cut(min_score=value)
+        return value
+
+    @field_validator("timeout", mode="before")
+    @classmethod
+    def _clocks_can_wait(cls, value: Any) -> Any:
+        check_timeout(value)
         return value
 
     @field_validator("callback_manager", mode="before")

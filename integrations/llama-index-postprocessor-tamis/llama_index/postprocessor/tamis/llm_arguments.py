@@ -23,6 +23,7 @@ from llama_index.core.llms.custom import CustomLLM
 from pydantic.json_schema import SkipJsonSchema
 
 import tamis
+from tamis.inputs import check_timeout
 from tamis.lazy import LazyRankRAG
 from tamis.long_documents import LongDocuments
 from tamis.options import QUEUE_TOKENS, LoadOptions, Overload
@@ -68,7 +69,9 @@ class RankRAGArguments(CustomLLM):
     trust_remote_code: bool = Field(default=False, description="Run Python code that the checkpoint brings along.")
     passage_bytes: int = Field(default=PASSAGE_BYTES, description="Device memory for passages between calls.")
     host_bytes: int = Field(default=0, description="Pinned memory of the host for what leaves a GPU.")
-    passage_dir: str | Path | None = Field(default=None, description="A folder for what leaves both.")
+    passage_dir: str | Path | None = Field(
+        default=None, description="A folder for what leaves the device, instead of host_bytes."
+    )
     disk_bytes: int = Field(default=8 << 30, description="How much of it.")
     weight: float | None = Field(default=None, description="This object's own share of the device; 2 is twice 1.")
     overload: Overload = Field(default="error", description='A full queue: "error" refuses at once, "wait" waits.')
@@ -156,6 +159,12 @@ class RankRAGArguments(CustomLLM):
     @classmethod
     def _no_empty_stop(cls, value: Any) -> tuple[str, ...]:
         return checked_stop(value)
+
+    @field_validator("timeout", mode="before")
+    @classmethod
+    def _clocks_can_wait(cls, value: Any) -> Any:
+        check_timeout(value)
+        return value
 
     @field_validator("rag", mode="before")
     @classmethod
