@@ -184,6 +184,45 @@ def test_windows_of_a_long_passage(tmp_path):
             strict.rank(QUERY, ["short", long])
 
 
+@pytest.mark.parametrize("labels", [None, {0: "0", 1: "1"}, {0: "1", 1: "0"}], ids=str)
+def test_mxbai_turned_into_a_classifier(tmp_path, labels):
+    """Its head is the vocabulary's rows of 0 and 1, its prompt mxbai-rerank-v2's."""
+    labels_of = {} if labels is None else {"id2label": labels}
+    folder = tiny_lm.save(tmp_path, "qwen2", "ForSequenceClassification", template=None, num_labels=2, **labels_of)
+    prompt = {instruction: mxbai(instruction) for instruction in (None, "be strict")}
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    passages = [p for p in PASSAGES if p.strip()]
+    for instruction, pieces in prompt.items():
+        expected = []
+        for passage in passages:
+            texts = [piece.replace("{q}", QUERY).replace("{d}", passage) for piece in pieces]
+            ids = [i for text in texts for i in tokenizer(text, add_special_tokens=False).input_ids]
+            with torch.inference_mode():
+                zero, one = model(torch.tensor([ids])).logits[0].tolist()
+            expected.append(zero - one if labels == {0: "1", 1: "0"} else one - zero)
+        with tamis.load(folder, family="mxbai-rerank-v2-seq-cls", dtype="float32", instruction=instruction) as reranker:
+            np.testing.assert_allclose(reranker.logits(QUERY, passages), expected, atol=1e-4)
+        assert np.std(expected) > 0.05
+
+
+def mxbai(instruction):
+    """Of models.md, cut where the published package does."""
+    asked = f"instruction: {instruction}\n" if instruction else ""
+    return (
+        "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\n",
+        asked + "query: {q}",
+        "\n",
+        "document: {d}",
+        "\n",
+        "You are a search relevance expert who evaluates how well documents match search queries. For each "
+        "query-document pair, carefully analyze the semantic relationship between them, then provide your binary "
+        "relevance judgment (0 for not relevant, 1 for relevant).\nRelevance:",
+        "<|im_end|>\n<|im_start|>assistant\n",
+    )
+
+
 def test_clear_errors(tmp_path, classifier):
     with pytest.raises(tamis.UnknownFamily, match="pools by 'weighted'"):
         tamis.load(nemotron(tmp_path / "a", pooling="weighted"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -17,7 +18,9 @@ import tamis
 import tiny
 import tiny_lm
 from golden import checkpoints
-from tamis.families import _FAMILIES, families
+from tamis.checkpoint import Checkpoint
+from tamis.families import _FAMILIES, families, resolve
+from tamis.options import LoadOptions
 
 QUERY, PASSAGES = "how is a zip archive read?", [tiny.text(n, n) for n in (3, 20, 60)]
 
@@ -69,6 +72,57 @@ def test_what_has_a_head_is_not_asked_zero_shot(tmp_path, kind):
 def test_what_has_no_head_is_no_cross_encoder(tmp_path, kind):
     with pytest.raises(tamis.UnknownFamily, match="no classification head"):
         tamis.load(RERANKERS[kind](tmp_path), mode="cross-encoder")
+
+
+def test_nvidias_embedder_without_its_modules_is_a_bi_encoder(tmp_path):
+    """It has the reranker's model type. What the refusal advises is what loads it: both ways, and the mean."""
+    folder = nemotron(tmp_path)
+    tiny_lm.edit(folder / "config.json", architectures=["LlamaBidirectionalModel"])
+    for advised in ({}, {"mode": "cross-encoder"}):
+        with pytest.raises(tamis.UnknownFamily, match='mode="bi-encoder"'):
+            tamis.load(folder, **advised)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config = transformers.LlamaConfig(**{k: v for k, v in config.items() if k not in ("model_type", "architectures")})
+    model = transformers.LlamaModel.from_pretrained(
+        folder, config=config, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+
+    def vector(text):
+        ids = tokenizer(text, return_tensors="pt").input_ids
+        with torch.inference_mode():
+            mean = model(ids, attention_mask=torch.zeros(1, 1, ids.shape[1], ids.shape[1]))[0][0].mean(0)
+        return mean / mean.norm()
+
+    expected = [float(vector(QUERY) @ vector(passage)) for passage in PASSAGES]
+    with tamis.load(folder, mode="bi-encoder", dtype="float32") as reranker:
+        np.testing.assert_allclose(reranker.logits(QUERY, PASSAGES), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        "GPT2LMHeadModel",
+        "Gemma3ForConditionalGeneration",
+        "T5Gemma2ForConditionalGeneration",
+        "JinaVLForRanking",
+        "Qwen3ForCausalLM",
+        "BertModel",
+    ],
+)
+def test_no_advice_leads_to_a_refusal(tmp_path, architecture):
+    """A mode that is advised is one that takes the checkpoint."""
+    folder = tiny_lm.save(tmp_path, "qwen3", "ForCausalLM")
+    tiny_lm.edit(folder / "config.json", architectures=[architecture])
+    checkpoint = Checkpoint.find(folder)
+    with pytest.raises(tamis.UnknownFamily) as refused:
+        resolve(checkpoint, LoadOptions())
+    modes = re.findall(r'mode="([\w-]+)"', str(refused.value))
+    assert modes == {"Qwen3ForCausalLM": ["causal-lm"], "BertModel": ["bi-encoder"]}.get(architecture, [])
+    for mode in modes:
+        assert resolve(checkpoint, LoadOptions(mode=mode)).mode == mode
+    if not modes:
+        assert "docs/families.md names what is not supported" in str(refused.value)
 
 
 def test_a_classifier_that_glues_its_texts_together_is_not_guessed_at(tmp_path):

@@ -27,7 +27,9 @@ def check():
 @pytest.fixture
 def tree(tmp_path):
     """What the versions are read from, in the state of a release."""
-    for path in [ROOT / "pyproject.toml", *ROOT.glob("integrations/*/pyproject.toml"), ROOT / "src/tamis/__init__.py"]:
+    modules = ("src/tamis", "integrations/*/[lt]*", "integrations/*/llama_index/postprocessor/tamis")
+    sources = [path for module in modules for path in ROOT.glob(f"{module}/__init__.py")]
+    for path in [ROOT / "pyproject.toml", *ROOT.glob("integrations/*/pyproject.toml"), *sources]:
         target = tmp_path / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
@@ -76,6 +78,11 @@ def test_versions_out_of_step(check, tree, problems):
     source = tree / "src/tamis/__init__.py"
     source.write_text(source.read_text().replace(f'__version__ = "{old}"', '__version__ = "8.8.8"'))
     assert problems(changelog)[0].startswith("tamis.__version__ is 8.8.8")
+    source.write_text("")
+    assert problems(changelog)[0].startswith("tamis.__version__ is None")
+    other = tree / "integrations/tamis-ray/tamis_ray/__init__.py"
+    other.write_text(other.read_text().replace(f'__version__ = "{old}"', '__version__ = "7.7.7"'))
+    assert any(line.startswith("tamis_ray.__version__ is 7.7.7") for line in problems(changelog))
 
 
 def wheel(folder, *without, **more):

@@ -153,6 +153,33 @@ def test_a_llama_as_nemo_retriever_has_it(tmp_path):
     np.testing.assert_allclose(given(second), decoder_logits(more), atol=1e-4)
 
 
+@pytest.mark.parametrize("pooling", ["avg", "cls", "last"])
+def test_a_llama_keeps_its_pooling_and_temperature(tmp_path, pooling):
+    """Not a step was learnt in the first run, so that its result is its start; in the second, steps were."""
+    start = tiny_lm.save(tmp_path / "llama", "llama", "ForSequenceClassification", bos=True)
+    name = "LlamaBidirectionalForSequenceClassification"
+    says = {"pooling": pooling, "temperature": 2.5}
+    tiny_lm.edit(start / "config.json", model_type="llama_bidirec", architectures=[name], **says)
+    _, same = trained(tmp_path / "same", start, {}, tt.labelled(4), learning_rate=0.0, max_steps=1)
+    np.testing.assert_allclose(given(same), given(start), atol=1e-4)
+    trainer, folder = trained(tmp_path / "more", start, {}, tt.labelled(4), learning_rate=1e-3)
+    assert tt.falls(trainer)
+    np.testing.assert_allclose(given(folder), decoder_logits(trainer), atol=1e-4)
+    assert np.abs(np.array(given(folder)) - given(start)).max() > 1e-2
+    for one in (same, folder):
+        assert json.loads((one / "config.json").read_text()).items() >= says.items()
+
+
+def test_a_causal_llama_that_divides_its_logits(tmp_path):
+    """Transformers' own class has no temperature: the head's weight has it then, and the scores are the same."""
+    start = tiny_lm.save(tmp_path / "llama", "llama", "ForSequenceClassification", bos=True)
+    tiny_lm.edit(start / "config.json", temperature=2.5)
+    family = {"family": "rerank-qa-mistral"}
+    _, same = trained(tmp_path, start, {}, tt.labelled(4), learning_rate=0.0, max_steps=1)
+    np.testing.assert_allclose(given(same, **family), given(start, **family), atol=1e-4)
+    assert "temperature" not in json.loads((same / "config.json").read_text())
+
+
 @pytest.mark.parametrize("options", [{"num_layers": 2}, {"num_layers": 1, "lora": {"rank": 4}}], ids=str)
 def test_a_mistral_as_rerank_qa_mistral_has_it(tmp_path, options):
     start = tiny_lm.save(tmp_path / "mistral", "mistral", "ForCausalLM", bos=True, sliding_window=None)

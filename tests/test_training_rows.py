@@ -85,6 +85,45 @@ def test_bad_rows_are_named_all_at_once(tmp_path):
     assert "bad.jsonl:6" not in lines
 
 
+def test_flag_embeddings_scores(tmp_path):
+    """Its teacher's scores stand in two lists, those of pos and those of neg."""
+    judged = {"query": "a", "pos": ["p"], "neg": ["n", "m"], "prompt": ""}
+    file = jsonl(
+        tmp_path / "flag.jsonl",
+        {**judged, "pos_scores": [2.5], "neg_scores": [-1, 0.5]},
+        {**judged, "pos_scores": None, "neg_scores": None, "prompt": None},
+        {"query": "b", "pos": ["p", "q"], "pos_scores": [2, 1]},
+        {"query": "b", "pos": ["p", "q"], "neg": [], "pos_scores": [2, 1], "neg_scores": []},
+    )
+    assert read_jsonl(file) == [
+        Example("a", ("p", "n", "m"), (1.0, 0.0, 0.0), (2.5, -1.0, 0.5), source=str(file)),
+        Example("a", ("p", "n", "m"), (1.0, 0.0, 0.0), source=str(file)),
+        Example("b", ("p", "q"), scores=(2.0, 1.0), source=str(file)),
+        Example("b", ("p", "q"), scores=(2.0, 1.0), source=str(file)),
+    ]
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        ({"pos_scores": [1]}, "lacks 'neg_scores'"),
+        ({"neg_scores": [1, 2]}, "lacks 'pos_scores'"),
+        ({"pos_scores": None, "neg_scores": [1, 2]}, "pos_scores has to be a list of numbers"),
+        ({"pos_scores": [1, 1], "neg_scores": [0, 0]}, "2 pos_scores for 1 passages in pos"),
+        ({"pos_scores": [1], "neg_scores": [0]}, "1 neg_scores for 2 passages in neg"),
+        ({"pos_scores": [1], "neg_scores": [0, "low"]}, "neg_scores has to be a number"),
+        ({"scores": [1, 0, 0], "pos_scores": [1]}, "has scores and pos_scores"),
+        ({"prompt": "Given a query, find passages."}, "has a 'prompt', and does not say where it stands"),
+        ({"query_prompt": "A: "}, "has a 'query_prompt', and does not say where it stands"),
+        ({"passage_prompt": "B: "}, "has a 'passage_prompt', and does not say where it stands"),
+    ],
+)
+def test_flag_embeddings_keys_that_cannot_be_kept(tmp_path, more, message):
+    file = jsonl(tmp_path / "flag.jsonl", {"query": "a", "pos": ["p"], "neg": ["n", "m"], **more})
+    with pytest.raises(tamis.InvalidInput, match=message):
+        read_jsonl(file)
+
+
 def test_written_rows_come_back(tmp_path):
     rows = [Example("q é", ("a", "b"), (1.0, 0.0), (0.5, 0.25), "p", "s"), Example("q", ("a",), scores=(1.0,))]
     write_jsonl(rows, tmp_path / "rows.jsonl")

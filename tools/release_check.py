@@ -77,12 +77,12 @@ def distributions() -> list[Distribution]:
 
 
 def version_problems(found: list[Distribution], root: Path = ROOT, *, unreleased: bool = False) -> Iterator[str]:
-    """One version everywhere: pyproject files, the module, what they require of each other, CHANGELOG."""
+    """One version everywhere: pyproject files, modules, what they require of each other, CHANGELOG."""
     core = found[0]
-    source = (root / "src/tamis/__init__.py").read_text(encoding="utf-8")
-    said = re.search(r'^__version__ = "(.+)"$', source, re.MULTILINE)
-    if said is None or said[1] != core.version:
-        yield f"tamis.__version__ is {said and said[1]}, and pyproject.toml says {core.version}."
+    for one in found:
+        said = _said(one.folder / ("src" if one is core else "") / one.package / "__init__.py")
+        if said != one.version and (said is not None or one is core):
+            yield f"{one.module}.__version__ is {said}, and its pyproject.toml says {one.version}."
     for one in found[1:]:
         if one.version != core.version:
             yield f"{one.name} is {one.version}, and tamis {core.version}."
@@ -94,6 +94,12 @@ def version_problems(found: list[Distribution], root: Path = ROOT, *, unreleased
     heading = r"## \[Unreleased\]" if unreleased else rf"## \[{re.escape(core.version)}\] - \d{{4}}-\d\d-\d\d"
     if not re.search(rf"^{heading}$", changelog, re.MULTILINE):
         yield f"CHANGELOG.md has no `## [{core.version}] - YYYY-MM-DD`: give what is under [Unreleased] its version."
+
+
+def _said(module: Path) -> str | None:
+    """The `__version__` of a module's file; None if it says none."""
+    found = re.search(r'^__version__ = "(.+)"$', module.read_text(encoding="utf-8"), re.MULTILINE)
+    return found and found[1]
 
 
 def _allows(requirement: str, version: str) -> bool:

@@ -119,8 +119,8 @@ def load(
         compress_ratio: Lightweight layerwise models: how many of a passage's tokens become one at `compress_layers`;
             without it nothing is compressed.
         compress_layers: Before which layers; 8 if None, as in the published code.
-        head_index: Lightweight layerwise models: "reference" reads a single layer through the first head, as the
-            published code does, "layer" through the layer's own.
+        head_index: Lightweight layerwise models: "reference" reads layers through the first head, as the published
+            code does with a single one, "layer" each through its own; "reference" if None.
         api: remote: "nim", "tei", "vllm", "cohere", "jina" or "voyage"; found out from the URL or the server if None.
         api_key: remote: the key that the server wants, as a `str` or pydantic's `SecretStr`. If None, the vendor's own
             variable (`COHERE_API_KEY`, ...) at the vendor's own host, else `TAMIS_API_KEY`.
@@ -140,6 +140,7 @@ def load(
         LoadError: The checkpoint cannot be loaded; its subclasses in `tamis.errors` say why.
         MissingExtra: The embedded model, or what the mode needs, is not installed.
         RemoteError: The server had to be asked, and failed.
+        DeadlineExceeded: It did not answer in time.
     """
     from tamis.checkpoint import Checkpoint
     from tamis.families import named, resolve

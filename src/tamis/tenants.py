@@ -33,7 +33,9 @@ _current: ContextVar[Tenant | None] = ContextVar("tamis_tenant", default=None)
 
 @contextmanager
 def tenant(name: str, weight: float = 1.0) -> Iterator[Tenant]:
-    """All requests made within it, in this thread or task and those it starts, are this tenant's.
+    """All requests made within it, in this thread or task and the asyncio tasks it starts, are this tenant's.
+
+    A thread of your own does not inherit it; `asyncio.to_thread` and `contextvars.copy_context().run` hand it on.
 
     Args:
         name: Any name.

@@ -44,6 +44,16 @@ async def test_documents_come_as_strings_and_as_objects_and_go_back_on_request(c
     assert answer["usage"]["total_tokens"] >= 0
 
 
+async def test_no_number_of_documents_is_all_of_them(client):
+    """vLLM's clients send 0 where nobody said how many."""
+    for path in ("/v1/rerank", "/v2/rerank"):
+        everything = (await client.post(path, json={"query": QUERY, "documents": TEXTS})).json()["results"]
+        for top_n in (0, 0.0, None):
+            answer = await client.post(path, json={"query": QUERY, "documents": TEXTS, "top_n": top_n})
+            assert answer.json()["results"] == everything
+    assert len(everything) == len(TEXTS)
+
+
 async def test_tei(client, model):
     expected = model.reranker.rank(QUERY, TEXTS)
     answer = (await client.post("/rerank", json={"query": QUERY, "texts": TEXTS})).json()
@@ -123,7 +133,7 @@ async def test_another_model_is_not_served_in_its_place(client, model):
         ("/v1/rerank", {"query": " \n", "documents": ["a"]}, "query"),
         ("/v1/rerank", {"query": "q", "documents": ["a", 1]}, "documents.1"),
         ("/v1/rerank", {"query": "q", "documents": "a"}, "documents"),
-        ("/v1/rerank", {"query": "q", "documents": ["a"], "top_n": 0}, "top_n"),
+        ("/v1/rerank", {"query": "q", "documents": ["a"], "top_n": -1}, "top_n"),
         ("/v1/rerank", {"query": "q", "documents": ["a"], "top_n": "1"}, "top_n"),
         ("/v1/rerank", {"query": "q", "documents": ["a"], "return_documents": 1}, "return_documents"),
         ("/rerank", {"query": "q", "texts": [{"text": "a"}]}, "texts.0"),

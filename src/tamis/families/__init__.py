@@ -169,22 +169,24 @@ def _advice(checkpoint: Checkpoint, options: LoadOptions) -> str:
         advice = f"If you know its prompt and head, pass family=, one of {', '.join(list_families())}."
         if other is not None:
             advice = f"Its files say {other.mode!r}: leave mode= out."
-        elif headless and not _writes(checkpoint):
+        elif headless and _only_if_named(checkpoint, "bi-encoder"):
             advice = 'Pass mode="bi-encoder" if it is an embedding model.'
         return f"{what}{headless}; it cannot be scored in the mode {options.mode!r}. {advice}"
-    if _writes(checkpoint):
+    if _only_if_named(checkpoint, "causal-lm"):
         return (
             f"{what}, and neither its files nor its id say with which prompt it ranks; the wrong one ranks at random. "
             'Pass family= if it is one of a known series, or mode="causal-lm" to ask it as a chat model, untuned.'
         )
+    encodes = 'mode="bi-encoder" for an encoder of texts, or ' if _only_if_named(checkpoint, "bi-encoder") else ""
     return (
-        f"{what}, and neither its files nor its id say how it scores. Pass "
-        'mode="bi-encoder" for an encoder of texts, or family= one of ' + ", ".join(list_families()) + "."
+        f"{what}, and neither its files nor its id say how it scores. Pass {encodes}family= one of "
+        f"{', '.join(list_families())}. docs/families.md names what is not supported."
     )
 
 
-def _writes(checkpoint: Checkpoint) -> bool:
-    return checkpoint.architecture.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))
+def _only_if_named(checkpoint: Checkpoint, mode: str) -> bool:
+    """Whether it would be taken in a mode that the caller names, so that the advice to do so leads somewhere."""
+    return any(family.fallback and family.mode == mode and family.matches(checkpoint) for family in families())
 
 
 def _load() -> None:

@@ -10,6 +10,7 @@ from tamis.checkpoint import Checkpoint
 from tamis.errors import InvalidInput, UnknownFamily
 from tamis.families import Family, claimed
 from tamis.families.chat import is_logit_score, logit_score_ids, logit_score_prompt, yes_no_ids, zero_shot_prompt
+from tamis.families.sequence_classification import look_at_activation
 from tamis.families.wordings import BGE, CTXL, MXBAI, QWEN3, ZERANK, ZERO_SHOT_TURN
 from tamis.options import LoadOptions
 from tamis.prompts import Prompt
@@ -120,6 +121,15 @@ def one_token_each(answers: Sequence[str | int], tokenizer: TextTokenizer, name:
     return [found for found in ids if found is not None]
 
 
+def _logit_score(checkpoint: Checkpoint, options: LoadOptions) -> Scorer:
+    look_at_activation(
+        checkpoint,
+        'If it is a copy of a published model, pass its family=, which has the scale too: "zerank" scores by the '
+        "sigmoid of a fifth of the logit.",
+    )
+    return causal_lm(logit_score_prompt, logit_score_ids)(checkpoint, options)
+
+
 def _hub(organisation: str, *names: str) -> frozenset[str]:
     return frozenset(f"{organisation}/{name}" for name in names)
 
@@ -134,7 +144,7 @@ FAMILIES = (
         "causal-lm",
         "any causal LM with sentence-transformers' 1_LogitScore/config.json and a chat template for query and document",
         "sigmoid of the logit, or of the difference of two",
-        causal_lm(logit_score_prompt, logit_score_ids),
+        _logit_score,
         matches=is_logit_score,
         template="the checkpoint's chat template, roles query and document",
     ),

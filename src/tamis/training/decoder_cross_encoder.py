@@ -23,6 +23,7 @@ from transformers import AutoModelForSequenceClassification, set_seed
 from tamis import transformer
 from tamis.checkpoint import Checkpoint
 from tamis.errors import InvalidInput
+from tamis.families.decoders import check_pooling, temperature_of
 from tamis.families.wordings import NVIDIA
 from tamis.options import LoadOptions
 from tamis.quiet import quiet
@@ -36,13 +37,18 @@ BIDIRECTIONAL = {
     "model_type": "llama_bidirec",
     "architectures": ["LlamaBidirectionalForSequenceClassification"],
     "is_causal": False,
-    "pooling": "avg",
-    "temperature": 1.0,
 }
+POOLINGS = {"avg": "mean", "cls": "cls", "last": "lasttoken"}  # NVIDIA's words, and sentence-transformers'
 
 
 class PromptedCrossEncoder(CrossEncoder):  # type: ignore[misc]  # untyped here
-    """A CrossEncoder that reads query and passage in NVIDIA's prompt, as one string; what is too long is cut there."""
+    """A CrossEncoder that reads query and passage in NVIDIA's prompt, as one string; what is too long is cut there.
+
+    Attributes:
+        temperature: What the checkpoint divides logits by: its head's weight is divided by it here.
+    """
+
+    temperature = 1.0
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
         """Pairs as token ids; the library counts the tokens of single texts, too, for its statistics."""
@@ -53,6 +59,8 @@ class PromptedCrossEncoder(CrossEncoder):  # type: ignore[misc]  # untyped here
 
 def begin(recipe: Recipe, options: Options, folder: Path) -> PromptedCrossEncoder:
     """A decoder with a head of one label, which is new where the checkpoint has none.
+
+    It pools as its config says, else the mean of a bidirectional one and the last token of a causal one.
 
     Args:
         recipe: `model` and `seed` are read.
@@ -74,6 +82,11 @@ def begin(recipe: Recipe, options: Options, folder: Path) -> PromptedCrossEncode
             f"[options] bidirectional is for Llamas, whose layout says so; this is a {config.model_type}."
         )
     config.is_causal = not both_ways
+    check_pooling(config, found)
+    pooling = getattr(config, "pooling", None) or ("avg" if both_ways else "last")
+    if both_ways:
+        config.pooling = pooling  # a causal one is written as transformers has it, where the last token is not said
+    temperature = temperature_of(found)
     fit_config(config, options)
     with first_before_others():
         if is_first():
@@ -96,11 +109,11 @@ def begin(recipe: Recipe, options: Options, folder: Path) -> PromptedCrossEncode
         1,
         bias=False,
         activation_function=torch.nn.Identity(),
-        init_weight=_head_weight(found, config),
+        init_weight=_head_weight(found, config) / temperature,
         module_output_name="scores",
     )
-    pooling = Pooling(config.hidden_size, "mean" if both_ways else "lasttoken")
-    model = PromptedCrossEncoder(modules=[body, pooling, head])
+    model = PromptedCrossEncoder(modules=[body, Pooling(config.hidden_size, POOLINGS[pooling]), head])
+    model.temperature = temperature
     limit_length(model, options.max_length, Checkpoint(found.name, folder), config)
     if options.lora is not None:
         adapt(model, options.lora)
@@ -123,15 +136,20 @@ def _head_weight(found: Checkpoint, config: Any) -> Tensor:
     return torch.randn(1, config.hidden_size) * float(getattr(config, "initializer_range", 0.02))
 
 
-def write(model: CrossEncoder, folder: Path, dtype: torch.dtype) -> None:
-    """Writes a trained one; a bidirectional Llama as `llama_bidirec`, which `tamis.load` knows.
+def write(model: PromptedCrossEncoder, folder: Path, dtype: torch.dtype) -> None:
+    """Writes a trained one; a bidirectional Llama as `llama_bidirec`, which `tamis.load` knows, with its temperature.
+
+    A causal one is written without: transformers' own class has none.
 
     Args:
         model: What `begin` made, an adapter merged.
         folder: Made.
         dtype: Of the weights.
     """
-    body, head = model[0].model, model[2].linear
+    body = model[0].model
+    temperature = 1.0 if body.config.is_causal else model.temperature
+    head = torch.nn.Linear(body.config.hidden_size, 1, bias=False)
+    head.weight = torch.nn.Parameter(model[2].linear.weight.detach() * temperature)
     with torch.device("meta"):
         whole = AutoModelForSequenceClassification.from_config(body.config)
     setattr(whole, whole.base_model_prefix, body)
@@ -141,7 +159,7 @@ def write(model: CrossEncoder, folder: Path, dtype: torch.dtype) -> None:
     if body.config.is_causal:
         _edit(folder / "tokenizer.json", _without_pairs)
     else:
-        _edit(folder / "config.json", lambda config: config.update(BIDIRECTIONAL))
+        _edit(folder / "config.json", lambda config: config.update(BIDIRECTIONAL, temperature=temperature))
 
 
 def _without_pairs(tokenizer: dict[str, Any]) -> None:

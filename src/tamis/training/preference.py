@@ -40,11 +40,13 @@ class Options(bi_encoder.Options):
     """The table `[options]` of a preference recipe: a bi-encoder's, whose loss is "preference", and these.
 
     Attributes:
-        teacher: A causal language model: a folder, a hub id, or "embedded", SmolLM2-135M-Instruct.
-        adapter: A LoRA adapter for it.
+        teacher: A causal language model: a folder, a hub id, or "embedded", which is what `tamis.load_rankrag()` opens,
+            SmolLM2-135M-Instruct with rankrag-smollm2.
+        adapter: A LoRA adapter for it; "none" leaves the embedded model without ours.
         value: "probability", the mean of the answer's token probabilities, or "log-likelihood", the mean of their
             natural logarithms. `beta` divides it.
-        passages: How many of the first stage's best are judged for each question, besides the relevant ones.
+        passages: How many are judged for each question: relevant ones, half of them at most, and the first stage's
+            best.
         max_answer: Answers of more tokens are judged by their beginning.
     """
 

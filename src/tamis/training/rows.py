@@ -1,15 +1,17 @@
 """Training rows: queries with passages, and how good each passage is; from BEIR-shaped folders and from jsonl files.
 
-The jsonl shapes are RAG-Retrieval's (the first one FlagEmbedding's too); a file holds rows of one shape or of several:
+The jsonl shapes are RAG-Retrieval's and FlagEmbedding's; a file holds rows of one shape or of several:
 
     {"query": q, "pos": [text, ...], "neg": [text, ...]}          neg: if any
     {"query": q, "pos": [text, ...], "scores": [s, ...]}          a teacher's scores of the passages, of neg's too
+    {"query": q, "pos": [text, ...], "neg": [text, ...], "pos_scores": [s, ...], "neg_scores": [s, ...]}   the same
     {"query": q, "content": text, "label": l}                     one passage a row, graded
-    {"query": q, "content": text, "score": s}                     the same, by a teacher
+    {"query": q, "content": text, "score": s}                     one passage a row, by a teacher
     {"query": q, "hits": [{"content": text, "label": l}, ...]}    a graded list
 
 Where a passage has its label or score beside it, it may have both. Any row may have "prompt_for_query", which is put
-before the query.
+before the query. FlagEmbedding's "prompt" stands there for its embedders and behind the passage for its rerankers, and
+a row does not say for which it was written: it is refused.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from typing import Any
 
 from tamis.evaluation.rows import Problems
 from tamis.evaluation.rows import read_jsonl as read_objects
+
+_PROMPTS = ("prompt", "query_prompt", "passage_prompt")  # FlagEmbedding's: where they stand is not in the row
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,11 @@ def _gathered(rows: Sequence[Example]) -> Example:
 
 def _example(row: Mapping[str, Any], source: str) -> Example:
     query, prompt = _text(row, "query"), str(row.get("prompt_for_query") or "")
+    if unread := [key for key in _PROMPTS if row.get(key)]:
+        raise ValueError(
+            f"has a {unread[0]!r}, and does not say where it stands; what is put before the query is prompt_for_query, "
+            "and nothing else can be kept"
+        )
     made = partial(Example, query, prompt=prompt, source=source)
     if "hits" in row:
         hits = row["hits"]
@@ -103,15 +112,31 @@ def _example(row: Mapping[str, Any], source: str) -> Example:
     positives = _texts(row, "pos")
     negatives = _texts(row, "neg") if row.get("neg") else ()
     passages, labels = positives + negatives, (1.0,) * len(positives) + (0.0,) * len(negatives)
+    scores = _scores(row, len(positives), len(negatives))
+    return made(passages, labels=labels if negatives or not scores else (), scores=scores)
+
+
+def _scores(row: Mapping[str, Any], positives: int, negatives: int) -> tuple[float, ...]:
+    """A teacher's scores of the passages in pos and then in neg, from one list or from two; empty if there are none."""
+    apart = [key for key in ("pos_scores", "neg_scores") if row.get(key) is not None]
     if "scores" in row:
-        if not isinstance(row["scores"], list):
-            raise ValueError("scores has to be a list of numbers")
-        scores = tuple(_number({"scores": score}, "scores") for score in row["scores"])
-        if len(scores) != len(passages):
-            where = "pos and neg" if negatives else "pos"
-            raise ValueError(f"{len(scores)} scores for {len(passages)} passages in {where}")
-        return made(passages, labels=labels if negatives else (), scores=scores)
-    return made(passages, labels=labels)
+        if apart:
+            raise ValueError(f"has scores and {apart[0]}; leave one of them out")
+        return _numbers(row, "scores", positives + negatives, "pos and neg" if negatives else "pos")
+    if not apart:
+        return ()
+    second = _numbers(row, "neg_scores", negatives, "neg") if negatives or "neg_scores" in apart else ()
+    return _numbers(row, "pos_scores", positives, "pos") + second
+
+
+def _numbers(row: Mapping[str, Any], key: str, count: int, where: str) -> tuple[float, ...]:
+    values = row[key] if isinstance(row[key], list) else None
+    if values is None:
+        raise ValueError(f"{key} has to be a list of numbers")
+    numbers = tuple(_number({key: value}, key) for value in values)
+    if len(numbers) != count:
+        raise ValueError(f"{len(numbers)} {key} for {count} passages in {where}")
+    return numbers
 
 
 def _judged(made: Callable[..., Example], rows: Sequence[Mapping[str, Any]]) -> Example:

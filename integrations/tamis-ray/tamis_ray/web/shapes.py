@@ -62,6 +62,9 @@ def shapes(limits: Limits) -> Shapes:
     ]
     Name = Annotated[str, StringConstraints(max_length=500)]  # noqa: N806
     Count = Annotated[int, Field(ge=1, le=2**31 - 1), BeforeValidator(_whole)]  # noqa: N806
+    CountOrAll = Annotated[  # noqa: N806
+        int, Field(ge=0, le=2**31 - 1), BeforeValidator(_whole), AfterValidator(lambda count: count or None)
+    ]
     many = Field(max_length=limits.passages)
 
     class Document(Lenient):
@@ -75,7 +78,7 @@ def shapes(limits: Limits) -> Shapes:
         query: Question
         documents: Annotated[list[Text | Document], many]
         model: Name | None = None
-        top_n: Count | None = None
+        top_n: CountOrAll | None = Field(None, description="All of them if null, or 0 as vLLM has it.")
         return_documents: bool | None = False
         use_activation: bool | None = Field(True, description="vLLM: false gives logits; /v1/rerank only.")
 
