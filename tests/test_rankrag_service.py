@@ -329,7 +329,7 @@ def test_what_cannot_count_is_refused_before_anything_is_ranked(rag):
 
 
 def test_numbers_of_numpy_are_numbers(rag):
-    assert len(rag.answer(QUESTION, PASSAGES, top_k=np.int64(3), max_new_tokens=1).contexts) == 3
+    assert len(rag.answer(QUESTION, PASSAGES, top_k=np.int64(3), max_new_tokens=np.int64(1)).contexts) == 3
 
 
 def test_passages_may_be_any_iterable_and_are_not_changed(rag):

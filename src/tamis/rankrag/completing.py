@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -184,6 +185,6 @@ def checked_stop(stop: Sequence[str]) -> tuple[str, ...]:
 def _checked(
     prompt: str | Sequence[Any], max_new_tokens: int, stop: Sequence[str]
 ) -> tuple[str | tuple[Message, ...], int, tuple[str, ...]]:
-    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, Integral) or max_new_tokens < 1:
         raise InvalidInput(f"max_new_tokens={max_new_tokens!r}; pass an int of at least 1.")
-    return checked_prompt(prompt), max_new_tokens, checked_stop(stop)
+    return checked_prompt(prompt), int(max_new_tokens), checked_stop(stop)

@@ -199,7 +199,7 @@ class RankRAG(Completing):
         wording = self._scorer.prompts.wording
         name = self._task(task, turns)
         limit = wording.task(name).max_new_tokens if max_new_tokens is None else max_new_tokens
-        if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit < self._scorer.max_length // 2:
+        if isinstance(limit, bool) or not isinstance(limit, Integral) or not 1 <= limit < self._scorer.max_length // 2:
             raise InvalidInput(
                 f"max_new_tokens={limit!r}; pass an int from 1 to {self._scorer.max_length // 2 - 1}, half of what the "
                 "model reads and writes."
@@ -210,7 +210,7 @@ class RankRAG(Completing):
             given, ranking = [hit.passage for hit in passages], passages
         else:
             given, ranking = checked(question, passages), None
-        return _Asked(question, given, ranking, int(top_k), min_score, answer_anyway, name, turns, limit, ends)
+        return _Asked(question, given, ranking, int(top_k), min_score, answer_anyway, name, turns, int(limit), ends)
 
     def _ranking(
         self, question: str, given: list[Passage], task: str | None, history: Sequence[Any], options: Mapping[str, Any]
