@@ -267,7 +267,7 @@ def test_scores_are_the_teachers_logits(embedded, tmp_path):
     content, _ = mining(form="scores").part(embedded, pa.Table.from_pylist([MINED]), "x", 0)
     (tmp_path / "mined.jsonl").write_bytes(content)
     [example] = read_jsonl(tmp_path / "mined.jsonl")
-    assert example.kind == "scores"
+    assert example.labels == ()
     assert len(example.passages) == 3
     assert list(example.scores) == pytest.approx(embedded.logits(example.query, example.passages), abs=1e-5)
 
