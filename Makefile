@@ -1,7 +1,7 @@
 # Everything happens in .venv, which the targets make themselves from Python alone.
 PYTHON ?= python3
 BIN := .venv/bin
-PARTS := -e . -e integrations/llama-index-postprocessor-tamis -e integrations/langchain-tamis
+PARTS := -e . -e integrations/llama-index-postprocessor-tamis -e integrations/langchain-tamis -e integrations/tamis-kernels
 RAY := -e 'integrations/tamis-ray[data]'
 SETUP := pyproject.toml constraints.txt $(wildcard integrations/*/pyproject.toml)
 CODE := src integrations tests cookbook benchmarks tools $(wildcard docs/*.py)

@@ -6,6 +6,7 @@ the batch size that was fastest on a part of them. A peer is shown at its best, 
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -129,8 +130,26 @@ def _loops(shape: Shape) -> list[Contender]:
 def _tamis() -> list[Contender]:
     return [
         Contender("Tamis float32", "float32", lambda w, _: tamis_run(w, "float32")),
+        *([Contender("Tamis auto, plain", tamis_auto_dtype(), plain)] if kernels_level() else []),
         Contender("Tamis auto", tamis_auto_dtype(), lambda w, _: tamis_run(w, "auto")),
     ]
+
+
+def kernels_level() -> str | None:
+    """What tamis-kernels is compiled for here; None where Tamis does without it."""
+    from tamis.engine.kernels import compiled
+
+    found = compiled()
+    return found.level() if found is not None else None
+
+
+def plain(workload: Workload, _: int) -> Ready:
+    """Tamis as it is where tamis-kernels is not installed; in a process of its own, as every contender is."""
+    from tamis.engine.kernels import compiled
+
+    sys.modules["tamis_kernels"] = None  # type: ignore[assignment]
+    compiled.cache_clear()
+    return tamis_run(workload, "auto")
 
 
 def tamis_auto_dtype(device: str = "cpu") -> str:

@@ -26,6 +26,7 @@ PAGES = {  # in the repository, in the site
     "SECURITY.md": "reporting.md",
     "benchmarks/RESULTS.md": "results.md",
     "README.md": "index.md",
+    "integrations/tamis-kernels/README.md": "tamis-kernels.md",
     "src/tamis/models/tamis-mini/README.md": "tamis-mini.md",
     "src/tamis/models/mrl-adaptor/README.md": "mrl-adaptor.md",
 }

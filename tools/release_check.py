@@ -15,6 +15,7 @@ alone. Before a release is made, `--unreleased` lets CHANGELOG.md have the versi
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS = ("tamis/models/tamis-mini/model.safetensors", "tamis/models/mrl-adaptor/model.safetensors")
+MORE = {"tamis": WEIGHTS, "tamis-kernels": ("tamis_kernels/_kernels.so",)}  # what else a wheel holds
 UNWANTED = re.compile(
     r"(^|/)(tests?|conftest\.py|\.env.*|__pycache__|\.git.*|shared|benchmarks)(/|$)|\.(pyc|part|bin)$"
 )
@@ -37,6 +39,7 @@ IMPORTS = {
     "llama-index-postprocessor-tamis": "from llama_index.postprocessor.tamis import TamisRerank; "
     "TamisRerank(mode='lexical')",
     "langchain-tamis": "from langchain_tamis import TamisRerank; TamisRerank(mode='lexical')",
+    "tamis-kernels": "import tamis_kernels; tamis_kernels.why_not()",
     "tamis-ray": "import tamis_ray",
 }
 MODULES = {"llama-index-postprocessor-tamis": "llama_index.postprocessor.tamis"}  # else the name, with underscores
@@ -110,7 +113,8 @@ def _allows(requirement: str, version: str) -> bool:
 
 def build(one: Distribution, out: Path) -> str | None:
     """Builds the sdist, and the wheel from it; a problem, or None."""
-    done = _run([sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(one.folder)])
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(one.folder)]
+    done = _run(command, TAMIS_KERNELS_REQUIRED="1")  # a wheel without what it is for is not to be published
     return None if done.returncode == 0 else f"{one.name} does not build: {_last(done)}"
 
 
@@ -130,7 +134,7 @@ def wheel_problems(one: Distribution, wheel: Path) -> Iterator[str]:
         about = Parser().parsestr(archive.read(metadata).decode())
         weights = {name: archive.getinfo(name).file_size for name in WEIGHTS if name in names}
     info = metadata.partition("/")[0]
-    wanted = [f"{one.package}/__init__.py", f"{one.package}/py.typed", *(WEIGHTS if one.name == "tamis" else ())]
+    wanted = [f"{one.package}/__init__.py", f"{one.package}/py.typed", *MORE.get(one.name, ())]
     for name in wanted:
         if name not in names:
             yield f"{wheel.name} lacks {name}."
@@ -188,8 +192,9 @@ def resolve_problems(found: list[Distribution], wheels: dict[str, Path], out: Pa
             yield f"{one.name} does not resolve: {_last(done)}"
 
 
-def _run(command: list[str], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
+def _run(command: list[str], cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **variables}
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=environment)
 
 
 def _last(done: subprocess.CompletedProcess[str]) -> str:

@@ -67,6 +67,7 @@ def examined(passage_dir: str | None = None) -> dict[str, Any]:
         ("devices", machine.devices),
         ("dtype", machine.dtype),
         ("threads", machine.threads),
+        ("kernels", machine.kernels),
         ("models", installed.models),
         ("caches", lambda: installed.caches(passage_dir)),
     ):
@@ -135,6 +136,8 @@ def _devices(report: dict[str, Any]) -> list[tuple[str, str]]:
     if dtype is not None:
         times = f"measured: a product in bfloat16 takes {dtype['bfloat16_time']} times as long as in float32"
         rows += [("default", dtype["device"]), ('dtype "auto"', f"{dtype['auto']}: {dtype['why']}; {times}")]
+    if report["kernels"] is not None:
+        rows.append(("tamis-kernels", report["kernels"]))
     if threads is not None:
         rows.append(("threads", f"{threads['torch']} of torch, on {threads['cpus']} CPUs that this process may use"))
     return rows

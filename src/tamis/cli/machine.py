@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import time
 from pathlib import Path
 from statistics import median
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     import torch
 
 _CPU_BFLOAT16 = {"avx512_bf16": "AVX512-BF16", "amx_bf16": "AMX-BF16", "bf16": "BF16"}
+_COMPILED = ("avx512_bf16", "amx_bf16")  # capabilities that tamis-kernels has code for
+_KERNELS = {"amx": "AMX-BF16", "avx512_bf16": "AVX512-BF16"}
 _CPU_OTHERS = {"avx2": "AVX2", "avx512_f": "AVX-512", "avx512_vnni": "AVX512-VNNI", "asimd": "NEON", "sve": "SVE"}
 
 
@@ -46,6 +49,15 @@ def dtype() -> dict[str, Any]:
         "why": _why(device),
         "bfloat16_time": ratio,
     }
+
+
+def kernels() -> str | None:
+    """The instructions of this CPU that tamis-kernels uses, or why it does nothing; None if it is not installed."""
+    try:
+        import tamis_kernels
+    except ImportError:
+        return None
+    return tamis_kernels.why_not() or f"compiled for {_KERNELS[tamis_kernels.level()]}"
 
 
 def _why(device: torch.device) -> str:
@@ -105,6 +117,8 @@ def notes(threads: dict[str, Any]) -> list[str]:
     import torch
 
     found = []
+    if kernels() is None and sys.platform == "linux" and any(_capabilities().get(name) for name in _COMPILED):
+        found.append('This CPU would run encoders faster with tamis-kernels: pip install "tamis[kernels]".')
     if threads["torch"] > max(1, threads["cpus"]):
         best = max(1, int(threads["cpus"]))
         found.append(

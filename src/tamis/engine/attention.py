@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
+from tamis.engine import kernels
 from tamis.engine.packing import Layout, Run, current
 from tamis.engine.reads import each_read, read_by
 
@@ -77,8 +78,12 @@ def attention(
     layer = getattr(module, "layer_idx", 0)
     _keep(layout, key, value)
     kernel = query.is_cuda and query.dtype != torch.float32 and not special and _varlen_reaches(sliding_window)
-    if kernel and (not sliding_window or all(segment.itself for segment in layout.segments)):
+    if kernel and (not sliding_window or layout.whole):
         return _varlen(layout, query, key, value, scaling, causal, sliding_window, layer), None
+    if not special and kernels.reads(query, value):
+        out = kernels.by_segments(layout, query, key, value, scaling, causal, sliding_window)
+        if out is not None:
+            return out, None
     attend = partial(by_hand, softcap=softcap, sinks=s_aux) if special else None
     return _by_runs(layout, query, key, value, scaling, causal, sliding_window, layer, attend), None
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from tamis.engine.packing import current
+from tamis.engine import kernels
+from tamis.engine.packing import Layout, current
 
 _ROWS = 2048  # the number of rows that the weight layout is chosen for; it was faster than the plain one at 32 too
 
@@ -60,6 +61,10 @@ class Tuned:
 
     def __init__(self, body: Any, *, bert_layers: bool, first_only: bool) -> None:
         self._replaced: list[tuple[nn.Module, str, Any]] = []
+        if bert_layers and kernels.norms(body):
+            for layer in body.encoder.layer:
+                for part in (layer.attention.output, layer.output):
+                    self._replace(part, "forward", partial(_added_and_normed, part))
         if bert_layers and first_only:
             last = body.encoder.layer[-1]
             self._replace(last, "forward", partial(_first_rows, last, last.forward))
@@ -84,6 +89,12 @@ class Tuned:
         setattr(parent, name, after)
 
 
+def _added_and_normed(part: Any, x: Tensor, residual: Tensor) -> Tensor:
+    """The end of a half of a BERT layer: a projection, the residual, and the norm of their sum."""
+    norm = part.LayerNorm
+    return kernels.add_norm(part.dense(x), residual, norm.weight, norm.bias, norm.eps)
+
+
 def _first_rows(layer: Any, original: Any, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
     """A BERT layer whose output is right for the first token of each sequence, and zero elsewhere.
 
@@ -96,18 +107,27 @@ def _first_rows(layer: Any, original: Any, hidden: Tensor, *args: Any, **kwargs:
     shape = (-1, attention.num_attention_heads, attention.attention_head_size)
     rows = hidden[0]  # (T, d)
     first = rows[layout.first]  # (B, d)
-    query = attention.query(first).view(shape).unsqueeze(2)  # (B, H, 1, D)
+    query = attention.query(first).view(shape)  # (B, H, D)
     key, value = (project(rows).view(shape) for project in (attention.key, attention.value))  # (T, H, D)
+    out = _first_attended(layout, query, key, value, attention.scaling)
+    attended = layer.attention.output(out.flatten(1), first)  # (B, d)
+    out = torch.zeros_like(rows)
+    out[layout.first] = layer.feed_forward_chunk(attended)
+    return out.unsqueeze(0)
+
+
+def _first_attended(layout: Layout, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    """One query of each sequence, (B, H, D), over its own keys, (T, H, D): (B, H, D)."""
+    if kernels.reads(query, value):
+        each = torch.arange(len(query) + 1, dtype=torch.int32)
+        return kernels.attend(query, key[: layout.rows], value[: layout.rows], each, layout.offsets, scaling)
     outs, done = [], 0
     for row, count, length, *_ in layout.runs:
 
         def stacked(x: Tensor, rows: slice = slice(row, row + count * length), count: int = count) -> Tensor:
             return x[rows].unflatten(0, (count, -1)).transpose(1, 2)  # (count, H, length, D)
 
-        asked = query[done : done + count]
-        outs.append(scaled_dot_product_attention(asked, stacked(key), stacked(value), scale=attention.scaling))
+        asked = query[done : done + count].unsqueeze(2)  # (count, H, 1, D)
+        outs.append(scaled_dot_product_attention(asked, stacked(key), stacked(value), scale=scaling))
         done += count
-    attended = layer.attention.output(torch.cat(outs).flatten(1), first)  # (B, d)
-    out = torch.zeros_like(rows)
-    out[layout.first] = layer.feed_forward_chunk(attended)
-    return out.unsqueeze(0)
+    return torch.cat(outs).squeeze(2)

@@ -92,6 +92,21 @@ class Layout:
         return any(segment.stored or segment.home is not None or segment.keep for segment in self.segments)
 
     @cached_property
+    def fresh(self) -> bool:
+        """Whether no segment reads what another pass has left."""
+        return not any(segment.stored or segment.home is not None for segment in self.segments)
+
+    @cached_property
+    def whole(self) -> bool:
+        """Whether the tokens of every segment read each other."""
+        return all(segment.itself for segment in self.segments)
+
+    @cached_property
+    def apart(self) -> bool:
+        """Whether every segment of a fresh pass reads itself alone."""
+        return self.whole and all(segment.before < 0 for segment in self.segments)
+
+    @cached_property
     def runs(self) -> list[Run]:
         """Neighbours of equal length that read the same rows besides their own, or about as many stored ones."""
         runs: list[Run] = []

@@ -1,0 +1,245 @@
+"""The compiled parts against torch in float32, at every level that this machine has, and what they refuse."""
+
+from __future__ import annotations
+
+import threading
+from itertools import accumulate
+
+import pytest
+import torch
+from torch.nn.functional import layer_norm, scaled_dot_product_attention
+
+import tamis_kernels
+from tamis_kernels import LEVELS, add_norm, attention
+
+needs_library = pytest.mark.skipif(tamis_kernels.why_not() is not None, reason=tamis_kernels.why_not() or "")
+HERE = LEVELS[1 : LEVELS.index(tamis_kernels.level()) + 1]
+HEADS = [(12, 12, 32), (4, 4, 64), (8, 2, 128), (4, 4, 80), (2, 1, 24), (2, 2, 8), (3, 1, 3)]
+LENGTHS = {
+    "one": ([1], [1]),
+    "mixed": ([5, 17, 33, 100, 16, 32], [5, 17, 33, 100, 16, 32]),
+    "long": ([600, 1300], [600, 1300]),
+    "one query each": ([1, 1, 1], [5, 33, 300]),
+    "a beginning before": ([2, 7, 40], [900, 9, 95]),
+}
+
+
+def made(heads, groups, dim, asked, known, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    query = torch.randn(sum(asked), heads, dim, generator=generator).bfloat16() * 2
+    key, value = (torch.randn(sum(known), groups, dim, generator=generator).bfloat16() for _ in range(2))
+    edges = [torch.tensor([0, *accumulate(lengths)], dtype=torch.int32) for lengths in (asked, known)]
+    return query, key, value, *edges
+
+
+def expected(query, key, value, asked, known, *, scale, causal=False, window=None):
+    """Sequence by sequence, float32, by torch."""
+    outs = []
+    for i in range(len(asked) - 1):
+        q = query[asked[i] : asked[i + 1]].float().transpose(0, 1)[None]
+        k, v = (x[known[i] : known[i + 1]].float().transpose(0, 1)[None] for x in (key, value))
+        queries, keys = q.shape[2], k.shape[2]
+        ahead = torch.arange(queries)[:, None] + keys - queries - torch.arange(keys)
+        seen = torch.ones_like(ahead, dtype=torch.bool)
+        if causal:
+            seen &= ahead >= 0
+        if window:
+            seen &= ahead.abs() < window
+        gqa = q.shape[1] != k.shape[1]
+        out = scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=gqa)
+        outs.append(out[0].transpose(0, 1))
+    return torch.cat(outs)
+
+
+@needs_library
+@pytest.mark.parametrize("level", HERE)
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("window", [None, 1, 5, 64, 300])
+def test_attention_is_that_of_torch(heads, lengths, causal, window, level):
+    parts = made(*heads, *LENGTHS[lengths])
+    how = {"scale": heads[2] ** -0.5, "causal": causal, "window": window}
+    given = attention(*parts, **how, level=level)
+    wanted = expected(*parts, **how)
+    torch.testing.assert_close(given.float(), wanted, atol=0.02, rtol=0)
+    assert (given.float() - wanted).pow(2).mean().sqrt() < 0.004  # bfloat16's own rounding is 0.002 to 0.003 of these
+
+
+@needs_library
+@pytest.mark.parametrize("level", HERE)
+def test_it_is_no_further_from_float32_than_torch_in_bfloat16(level):
+    query, key, value, asked, known = made(12, 12, 32, [200] * 4, [200] * 4)
+    wanted = expected(query, key, value, asked, known, scale=0.2)
+    own = attention(query, key, value, asked, known, scale=0.2, level=level)
+    q, k, v = (x.unflatten(0, (4, 200)).transpose(1, 2) for x in (query, key, value))
+    torchs = scaled_dot_product_attention(q, k, v, scale=0.2).transpose(1, 2).flatten(0, 1)
+    assert (own.float() - wanted).abs().mean() <= 1.1 * (torchs.float() - wanted).abs().mean()
+
+
+@needs_library
+@pytest.mark.parametrize("level", HERE)
+def test_strides_of_views_are_followed(level):
+    """One product for queries, keys and values; and heads in front, as rotary positions leave them."""
+    _, _, _, asked, known = made(4, 4, 32, [40, 70], [40, 70])
+    together = torch.randn(110, 3 * 4 * 32).bfloat16()
+    views = [x.view(110, 4, 32) for x in together.chunk(3, dim=1)]
+    heads_first = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in views]
+    plain = attention(*(x.contiguous() for x in views), asked, known, scale=0.2, level=level)
+    for parts in (views, heads_first):
+        assert torch.equal(attention(*parts, asked, known, scale=0.2, level=level), plain)
+
+
+@needs_library
+@pytest.mark.parametrize("level", HERE)
+def test_scores_of_any_size_give_weights_that_sum_to_one(level):
+    """A score of thousands overflows exp(); keys that score alike share the weight whatever the score."""
+    query, key, value, asked, known = made(2, 2, 32, [300], [300])
+    value.fill_(1.0)
+    for factor in (0.0, 1.0, 1e4):
+        out = attention(query, key, value, asked, known, scale=factor, level=level)
+        torch.testing.assert_close(out.float(), torch.ones_like(out.float()), atol=0.01, rtol=0)
+
+
+@needs_library
+@pytest.mark.parametrize("level", HERE)
+def test_what_is_not_a_number_stays_so_and_stays_where_it_is(level):
+    query, key, value, asked, known = made(2, 2, 32, [40, 40], [40, 40])
+    key[3, 0, 5] = torch.nan
+    out = attention(query, key, value, asked, known, scale=0.2, level=level)
+    assert out[:40, 0].isnan().all()
+    assert not out[:40, 1].isnan().any()
+    assert not out[40:].isnan().any()
+
+
+@needs_library
+def test_rows_of_an_out_that_is_given_are_filled_and_no_others():
+    query, key, value, asked, known = made(4, 4, 32, [40, 7], [40, 7])
+    whole = torch.full((50, 4, 32), 7.0, dtype=torch.bfloat16)
+    attention(query, key, value, asked, known, scale=0.2, out=whole[:47])
+    assert (whole[47:] == 7).all()
+    assert torch.equal(whole[:47], attention(query, key, value, asked, known, scale=0.2))
+
+
+@needs_library
+def test_threads_of_all_kinds_get_the_same():
+    """Torch's one or two, and several of Python's at once, each with what it lays out."""
+    parts = made(6, 6, 32, [30, 200, 90], [30, 200, 90])
+    wanted = attention(*parts, scale=0.2)
+    before = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            assert torch.equal(attention(*parts, scale=0.2), wanted)
+    finally:
+        torch.set_num_threads(before)
+    given = []
+    workers = [threading.Thread(target=lambda: given.append(attention(*parts, scale=0.2))) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(given) == 4
+    assert all(torch.equal(one, wanted) for one in given)
+
+
+@needs_library
+def test_products_of_torch_are_right_afterwards():
+    """Tile registers are configured for each user; torch's own products configure them in another way."""
+    x, weight = torch.randn(300, 96).bfloat16(), torch.randn(200, 96).bfloat16()
+    before = x @ weight.T
+    for _ in range(3):
+        attention(*made(4, 4, 32, [40, 7], [40, 7]), scale=0.2)
+        assert torch.equal(x @ weight.T, before)
+
+
+@needs_library
+@pytest.mark.parametrize("dim", [1, 7, 16, 33, 384, 1024])
+@pytest.mark.parametrize("rows", [1, 15, 300])
+def test_sum_and_norm_are_those_of_torch(rows, dim):
+    generator = torch.Generator().manual_seed(dim)
+    x, residual = (torch.randn(rows, dim, generator=generator).bfloat16() for _ in range(2))
+    weight, bias = (torch.randn(dim, generator=generator).bfloat16() for _ in range(2))
+    wanted = layer_norm(x.float() + residual.float(), (dim,), weight.float(), bias.float(), 1e-5)
+    torch.testing.assert_close(add_norm(x, residual, weight, bias, 1e-5).float(), wanted, atol=1e-3, rtol=4e-3)
+
+
+@needs_library
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"query": torch.zeros(10, 4, 32)},
+        {"query": torch.zeros(10, 4, 64, dtype=torch.bfloat16)[..., ::2]},
+        {"query": torch.zeros(10, 3, 32, dtype=torch.bfloat16)},
+        {"key": torch.zeros(10, 2, 16, dtype=torch.bfloat16)},
+        {"value": torch.zeros(9, 2, 32, dtype=torch.bfloat16)},
+        {"out": torch.zeros(9, 4, 32, dtype=torch.bfloat16)},
+        {"asked": torch.tensor([0, 10])},
+        {"asked": torch.tensor([0, 4, 10], dtype=torch.int32)},
+        {"asked": torch.tensor([0, 11], dtype=torch.int32)},
+        {"asked": torch.tensor([1, 10], dtype=torch.int32)},
+        {"known": torch.tensor([0, 9], dtype=torch.int32)},
+        {"asked": torch.tensor([0, 10, 10], dtype=torch.int32), "known": torch.tensor([0, 5, 10], dtype=torch.int32)},
+        {"asked": torch.tensor([0, 12, 10], dtype=torch.int32), "known": torch.tensor([0, 5, 10], dtype=torch.int32)},
+        {
+            "asked": torch.tensor([0, 6, 10], dtype=torch.int32),
+            "known": torch.tensor([0, 5, 10], dtype=torch.int32),
+            "causal": True,
+        },
+        {"level": "avx1024"},
+        {"level": "none"},
+        {"scale": -1.0},
+        {"scale": float("nan")},
+    ],
+    ids=lambda change: ", ".join(change),
+)
+def test_what_does_not_fit_is_refused_before_it_is_read(change):
+    half = {"dtype": torch.bfloat16}
+    fine = {
+        "query": torch.zeros(10, 4, 32, **half),
+        "key": torch.zeros(10, 2, 32, **half),
+        "value": torch.zeros(10, 2, 32, **half),
+        "asked": torch.tensor([0, 10], dtype=torch.int32),
+        "known": torch.tensor([0, 10], dtype=torch.int32),
+    }
+    attention(**fine, scale=1.0)
+    with pytest.raises(ValueError):
+        attention(**{**fine, "scale": 1.0, **change})
+
+
+@needs_library
+def test_a_norm_of_what_does_not_fit_is_refused():
+    x, weight = torch.zeros(2, 8, dtype=torch.bfloat16), torch.zeros(8, dtype=torch.bfloat16)
+    for parts in ((x.float(), x, weight, weight), (x, x[:1], weight, weight), (x, x, weight[:4], weight)):
+        with pytest.raises(ValueError):
+            add_norm(*parts, 1e-5)
+    wide = torch.zeros(1, 8193, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="8,192"):
+        add_norm(wide, wide, wide[0], wide[0], 1e-5)
+
+
+@pytest.fixture
+def looks_again():
+    """What is here is looked for again, and once more afterwards."""
+    tamis_kernels._code.cache_clear()
+    yield
+    tamis_kernels._code.cache_clear()
+
+
+@pytest.mark.usefixtures("looks_again")
+def test_without_its_library_it_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(tamis_kernels, "_LIBRARY", tmp_path / "none.so")
+    assert "without its library" in tamis_kernels.why_not()
+    assert tamis_kernels.level() == "none"
+    with pytest.raises(RuntimeError, match="compiler"):
+        attention(*made(1, 1, 8, [1], [1]), scale=1.0)
+    x = torch.zeros(1, 8, dtype=torch.bfloat16)
+    with pytest.raises(RuntimeError, match="compiler"):
+        add_norm(x, x, x[0], x[0], 1e-5)
+
+
+@needs_library
+@pytest.mark.usefixtures("looks_again")
+def test_a_torch_on_other_threads_is_left_alone(monkeypatch):
+    monkeypatch.setattr(tamis_kernels, "_parallel", lambda: None)
+    assert "OpenMP" in tamis_kernels.why_not()

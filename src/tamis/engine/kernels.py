@@ -1,0 +1,87 @@
+"""Compiled parts of encoders for CPUs, by the package tamis-kernels where it is installed; torch's own elsewhere."""
+
+from __future__ import annotations
+
+import logging
+from functools import lru_cache
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tamis.engine.packing import Layout
+
+logger = logging.getLogger(__name__)
+
+
+@lru_cache(maxsize=1)
+def compiled() -> ModuleType | None:
+    """tamis-kernels, if it is installed and has code for this processor."""
+    try:
+        import tamis_kernels
+    except ImportError:
+        return None
+    problem = tamis_kernels.why_not()
+    if problem is not None:
+        logger.info("tamis-kernels is not used: %s", problem)
+        return None
+    return tamis_kernels
+
+
+def reads(query: Tensor, value: Tensor) -> bool:
+    """Whether the compiled form takes these; (..., D) each."""
+    fit = query.is_cpu and query.dtype == torch.bfloat16 and query.shape[-1] == value.shape[-1]
+    return fit and not query.requires_grad and compiled() is not None
+
+
+def by_segments(
+    layout: Layout, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, causal: bool, window: int | None
+) -> Tensor | None:
+    """Attention of a whole packed pass at once: (1, H, T, D) to (1, T, H, D); None where segments read stored tokens.
+
+    Keys that several segments read are gathered for each.
+    """
+    if not layout.fresh or ((causal or window) and not layout.whole):
+        return None
+    q, k, v = (_rows(x, layout.rows) for x in (query, key, value))
+    known = layout.offsets
+    if not layout.apart:
+        rows, known, _ = layout.keys
+        k, v = k[rows], v[rows]
+    out = query.new_empty(1, query.shape[2], *q.shape[1:])
+    out[0, layout.rows :] = 0
+    attend(q, k, v, layout.offsets, known, scaling, causal=causal, window=window, out=out[0, : layout.rows])
+    return out
+
+
+def _rows(x: Tensor, count: int) -> Tensor:
+    """(1, heads, T, D) to the first rows, (count, heads, D), numbers of a head side by side."""
+    rows = x[0, :, :count].transpose(0, 1)
+    return rows if rows.stride(-1) == 1 else rows.contiguous()
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, asked: Tensor, known: Tensor, scaling: Any, **how: Any) -> Tensor:
+    """`tamis_kernels.attention`: (T, H, D) and (K, G, D), with the sequences' offsets in each, to (T, H, D)."""
+    kernels = compiled()
+    assert kernels is not None  # noqa: S101 - who calls has asked `reads`
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    out: Tensor = kernels.attention(query, key, value, asked, known, scale=scale, **how)
+    return out
+
+
+def norms(body: Any) -> bool:
+    """Whether the compiled residual and norm take the place of a BERT body's own."""
+    weights = next(body.parameters())
+    if not weights.is_cpu or weights.dtype != torch.bfloat16 or compiled() is None:
+        return False
+    norms = [part.LayerNorm for layer in body.encoder.layer for part in (layer.attention.output, layer.output)]
+    return all(type(norm) is nn.LayerNorm and norm.weight is not None and norm.bias is not None for norm in norms)
+
+
+def add_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
+    """`tamis_kernels.add_norm`: the layer norm of a sum, (..., d)."""
+    kernels = compiled()
+    assert kernels is not None  # noqa: S101 - who calls has asked `norms`
+    out: Tensor = kernels.add_norm(x.contiguous(), residual.contiguous(), weight, bias, epsilon)
+    return out
