@@ -20,7 +20,9 @@ Products: TypeAlias = Sequence[tuple[int, int, int]]  # inputs, outputs, how oft
 
 ROWS = {"cpu": 2048, "cuda": 16_384}  # tokens: about a batch of Tamis
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-PACKAGES = ("torch", "transformers", "tokenizers", "sentence-transformers", "onnx", "onnxruntime", "openvino", "tamis-kernels")
+PACKAGES = (
+    "torch", "transformers", "tokenizers", "sentence-transformers", "onnx", "onnxruntime", "openvino", "tamis-kernels",
+)  # fmt: skip
 MB = 1e6
 
 

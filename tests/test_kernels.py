@@ -24,7 +24,7 @@ needs_kernels = pytest.mark.skipif(installed is None, reason="tamis-kernels has 
 @pytest.fixture
 def calls(monkeypatch):
     """How often each compiled part ran."""
-    counts = {"attention": 0, "add_norm": 0}
+    counts = {"attention": 0, "add_norm": 0, "layer": 0}
 
     def watched(name, run):
         def counted(*arguments, **options):
@@ -59,7 +59,7 @@ def test_encoders_are_as_near_to_float32_as_without(classifier, monkeypatch, cal
     """ModernBERT's local layers included."""
     folder = classifier(name)
     exact, _ = logits(folder, "float32")
-    assert calls == {"attention": 0, "add_norm": 0}
+    assert not any(calls.values())
     given, stats = logits(folder)
     assert stats["packed"]
     assert bool(calls["attention"]) is (name not in OWN_ATTENTION), calls
@@ -69,10 +69,32 @@ def test_encoders_are_as_near_to_float32_as_without(classifier, monkeypatch, cal
 
 
 @needs_kernels
-def test_layers_like_those_of_bert_have_sum_and_norm_compiled(classifier, calls):
-    folder = classifier("bert")
-    logits(folder)
+@pytest.mark.parametrize("name", ["bert", "xlm-roberta"])
+def test_layers_like_those_of_bert_are_compiled_further(classifier, monkeypatch, calls, name):
+    """On tiles the MLP and the projection with all that follows; else the residual and the norm."""
+    folder = classifier(name)
+    exact, _ = logits(folder, "float32")
+    in_tiles, _ = logits(folder)
+    assert bool(calls["layer"]) is (installed.level() == "amx")
+    monkeypatch.setattr(kernels, "tiles", lambda body: False)
+    calls["add_norm"] = 0
+    given, _ = logits(folder)
     assert calls["add_norm"] > 0
+    without(monkeypatch)
+    plain, _ = logits(folder)
+    assert error(given, exact) <= 1.25 * error(plain, exact)
+    assert error(in_tiles, exact) <= 1.25 * error(plain, exact)
+
+
+@needs_kernels
+@pytest.mark.parametrize("change", [{"hidden_act": "gelu_new"}, {"intermediate_size": 72}], ids=str)
+def test_an_mlp_that_is_not_compiled_is_left_to_torch(classifier, calls, change):
+    folder = classifier("bert", **change)
+    exact, _ = logits(folder, "float32")
+    given, _ = logits(folder)
+    assert calls["layer"] == 0
+    assert calls["add_norm"] > 0
+    assert error(given, exact) < 0.15
 
 
 @needs_kernels

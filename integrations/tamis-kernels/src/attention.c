@@ -7,6 +7,7 @@
  * (Dao et al. 2022, arXiv 2205.14135).
  */
 #include "kernels.h"
+#include "rows.h"
 
 #ifdef TAMIS_X86
 #include <stdatomic.h>
@@ -408,19 +409,11 @@ static void drain(work *w) {
     _mm_setcsr(before);
 }
 
-/* Within it tiles have the one size that is used here; afterwards again what they had. */
 TILES static void drain_in_tiles(work *w) {
-    struct {
-        uint8_t palette, start_row, reserved[14];
-        uint16_t bytes[16];
-        uint8_t rows[16];
-    } before, ours = {.palette = 1};
-    for (int i = 0; i < 8; i++) ours.bytes[i] = 64, ours.rows[i] = 16;
-    _tile_storeconfig(&before);
-    _tile_loadconfig(&ours);
+    tile_config before;
+    begin_tiles(&before);
     drain(w);
-    if (before.palette) _tile_loadconfig(&before);
-    else _tile_release();
+    end_tiles(&before);
 }
 
 static void run(void *data) {

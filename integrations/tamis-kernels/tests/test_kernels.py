@@ -7,12 +7,13 @@ from itertools import accumulate
 
 import pytest
 import torch
-from torch.nn.functional import layer_norm, scaled_dot_product_attention
+from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention
 
 import tamis_kernels
-from tamis_kernels import LEVELS, add_norm, attention
+from tamis_kernels import LEVELS, Packed, add_norm, attention, layer
 
 needs_library = pytest.mark.skipif(tamis_kernels.why_not() is not None, reason=tamis_kernels.why_not() or "")
+needs_amx = pytest.mark.skipif(tamis_kernels.level() != "amx", reason="this machine has no AMX")
 HERE = LEVELS[1 : LEVELS.index(tamis_kernels.level()) + 1]
 HEADS = [(12, 12, 32), (4, 4, 64), (8, 2, 128), (4, 4, 80), (2, 1, 24), (2, 2, 8), (3, 1, 3)]
 LENGTHS = {
@@ -162,6 +163,110 @@ def test_sum_and_norm_are_those_of_torch(rows, dim):
     weight, bias = (torch.randn(dim, generator=generator).bfloat16() for _ in range(2))
     wanted = layer_norm(x.float() + residual.float(), (dim,), weight.float(), bias.float(), 1e-5)
     torch.testing.assert_close(add_norm(x, residual, weight, bias, 1e-5).float(), wanted, atol=1e-3, rtol=4e-3)
+
+
+def half(*shape, seed=0, scale=1.0):
+    return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale).bfloat16()
+
+
+def linears(dim, inner):
+    """Weight and bias of an MLP's two layers, whose outputs are about as large as their inputs."""
+    return (
+        (half(inner, dim, seed=1, scale=dim**-0.5), half(inner, seed=2)),
+        (half(dim, inner, seed=3, scale=inner**-0.5), half(dim, seed=4)),
+    )
+
+
+@needs_amx
+@pytest.mark.parametrize("rows", [1, 31, 33, 700])
+@pytest.mark.parametrize("dim, inner", [(32, 64), (96, 32), (384, 1536)])
+def test_a_layer_is_that_of_torch(dim, inner, rows):
+    """In float32, of the same numbers: one product, an MLP, and both with the residual and the norm behind them."""
+    first, second = linears(dim, inner)
+    x, residual, norm = half(1, rows, dim, seed=5), half(1, rows, dim, seed=6), (half(dim, seed=7), half(dim, seed=8))
+    once = linear(x.float(), *(part.float() for part in first))
+    twice = linear(gelu(once), *(part.float() for part in second))
+    normed = layer_norm(twice + residual.float(), (dim,), *(part.float() for part in norm), 1e-5)
+    packed = Packed(*first), Packed(*second)
+    for given, wanted in (
+        (layer(x, packed[0]), once),
+        (layer(x, *packed), twice),
+        (layer(x, *packed, residual=residual, norm=(*norm, 1e-5)), normed),
+    ):
+        torch.testing.assert_close(given.float(), wanted, atol=0.03, rtol=0.01)
+        assert (given.float() - wanted).norm() < 0.004 * wanted.norm()
+
+
+@needs_amx
+def test_gelu_is_that_of_the_error_function_wherever_it_is_read():
+    """An MLP whose two products are the identity."""
+    identity = Packed(torch.eye(32).bfloat16(), torch.zeros(32).bfloat16())
+    x = torch.linspace(-20, 20, 32 * 400).view(400, 32).bfloat16()
+    wanted = gelu(x.double())
+    given = layer(x, identity, identity).double()
+    assert ((given - wanted).abs() <= 1e-3 + 2**-8 * wanted.abs()).all()
+    near = x.abs() < 4
+    assert ((given - wanted).abs()[near] <= 1e-4 + 2**-8 * wanted.abs()[near]).all()
+
+
+@needs_amx
+def test_a_layer_is_the_same_in_any_number_of_threads():
+    first, second = linears(64, 96)
+    packed, x = (Packed(*first), Packed(*second)), half(500, 64)
+    before = torch.get_num_threads()
+    wanted = layer(x, *packed)
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            assert torch.equal(layer(x, *packed), wanted)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_weights_that_fill_no_tiles_are_refused():
+    for weight, bias in (
+        (half(32, 40), half(32)),
+        (half(20, 32), half(20)),
+        (half(32, 32).float(), half(32)),
+        (half(32, 32), half(16)),
+        (half(32), half(32)),
+        (half(0, 32), half(0)),
+    ):
+        with pytest.raises(ValueError):
+            Packed(weight, bias)
+
+
+@needs_amx
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"x": torch.zeros(2, 64)},
+        {"x": torch.zeros(2, 32).bfloat16()},
+        {"x": torch.zeros(64, 2).bfloat16().T},
+        {"residual": None},
+        {"norm": None},
+        {"residual": torch.zeros(3, 64).bfloat16()},
+        {"norm": (torch.zeros(32).bfloat16(), torch.zeros(64).bfloat16(), 1e-5)},
+        {"norm": (torch.zeros(64), torch.zeros(64), 1e-5)},
+        {"second": Packed(torch.zeros(64, 32).bfloat16(), torch.zeros(64).bfloat16())},
+    ],
+    ids=lambda change: ", ".join(change),
+)
+def test_a_layer_of_what_does_not_fit_is_refused(change):
+    first, second = linears(64, 96)
+    norm = (half(64), half(64), 1e-5)
+    fine = {"x": half(2, 64), "first": Packed(*first), "second": Packed(*second), "residual": half(2, 64), "norm": norm}
+    layer(**fine)
+    with pytest.raises(ValueError):
+        layer(**{**fine, **change})
+
+
+@needs_library
+def test_a_machine_without_tiles_says_so(monkeypatch):
+    code = tamis_kernels._code()._replace(level=1)
+    monkeypatch.setattr(tamis_kernels, "_code", lambda: code)
+    with pytest.raises(RuntimeError, match="AMX"):
+        layer(half(2, 32), Packed(half(32, 32), half(32)))
 
 
 @needs_library

@@ -61,7 +61,14 @@ class Tuned:
 
     def __init__(self, body: Any, *, bert_layers: bool, first_only: bool) -> None:
         self._replaced: list[tuple[nn.Module, str, Any]] = []
-        if bert_layers and kernels.norms(body):
+        tiles = bert_layers and kernels.tiles(body)
+        if tiles:
+            for layer in body.encoder.layer:
+                self._replace(layer, "feed_forward_chunk", kernels.FeedForward(layer))
+                self._replace(layer.attention.output, "forward", kernels.Projection(layer.attention.output))
+                for part in (layer.intermediate, layer.attention.output, layer.output):
+                    self._replace(part, "dense", nn.Identity())  # its weight is held in tiles
+        elif bert_layers and kernels.norms(body):
             for layer in body.encoder.layer:
                 for part in (layer.attention.output, layer.output):
                     self._replace(part, "forward", partial(_added_and_normed, part))
@@ -69,7 +76,7 @@ class Tuned:
             last = body.encoder.layer[-1]
             self._replace(last, "forward", partial(_first_rows, last, last.forward))
         if can_prepack(next(body.parameters()).dtype):
-            if bert_layers and body.config.hidden_act == "gelu":
+            if bert_layers and not tiles and body.config.hidden_act == "gelu":
                 for layer in body.encoder.layer:
                     inner = layer.intermediate
                     self._replace(inner, "dense", PrepackedLinear(inner.dense, gelu=True))

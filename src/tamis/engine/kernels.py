@@ -85,3 +85,56 @@ def add_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, epsilon:
     assert kernels is not None  # noqa: S101 - who calls has asked `norms`
     out: Tensor = kernels.add_norm(x.contiguous(), residual.contiguous(), weight, bias, epsilon)
     return out
+
+
+def tiles(body: Any) -> bool:
+    """Whether the compiled MLP and projection, on tile registers, take the place of a BERT body's own."""
+    kernels = compiled()
+    if kernels is None or kernels.level() != "amx" or not norms(body) or body.config.hidden_act != "gelu":
+        return False
+    parts = (
+        part for layer in body.encoder.layer for part in (layer.intermediate, layer.attention.output, layer.output)
+    )
+    return all(_fits_tiles(part.dense) for part in parts)
+
+
+def _fits_tiles(linear: Any) -> bool:
+    return type(linear) is nn.Linear and linear.bias is not None and not any(n % 32 for n in linear.weight.shape)
+
+
+def _packed(linear: nn.Linear) -> Any:
+    kernels = compiled()
+    assert kernels is not None  # noqa: S101 - who calls has asked `tiles`
+    return kernels.Packed(linear.weight, linear.bias)
+
+
+class FeedForward:
+    """The MLP of a BERT layer with its residual and norm; what lies between its products never leaves the cache."""
+
+    def __init__(self, layer: Any) -> None:
+        norm = layer.output.LayerNorm
+        self._parts = _packed(layer.intermediate.dense), _packed(layer.output.dense)
+        self._norm = norm.weight, norm.bias, norm.eps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(..., d) to the same."""
+        return _layer(x, *self._parts, residual=x, norm=self._norm)
+
+
+class Projection:
+    """What follows a BERT layer's attention: a linear layer, the residual, and the norm of their sum."""
+
+    def __init__(self, part: Any) -> None:
+        self._part = _packed(part.dense)
+        self._norm = part.LayerNorm.weight, part.LayerNorm.bias, part.LayerNorm.eps
+
+    def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
+        """(..., d) twice to the same."""
+        return _layer(x, self._part, residual=residual, norm=self._norm)
+
+
+def _layer(x: Tensor, *parts: Any, residual: Tensor, norm: tuple[Any, ...]) -> Tensor:
+    kernels = compiled()
+    assert kernels is not None  # noqa: S101 - who calls has asked `tiles`
+    out: Tensor = kernels.layer(x.contiguous(), *parts, residual=residual.contiguous(), norm=norm)
+    return out
