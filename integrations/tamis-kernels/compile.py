@@ -15,7 +15,16 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-FLAGS = ("-O3", "-fPIC", "-shared", "-fvisibility=default", "-Wall", "-Wextra", "-Wno-missing-field-initializers")
+FLAGS = (
+    "-O3",
+    "-fPIC",
+    "-shared",
+    "-pthread",
+    "-fvisibility=default",
+    "-Wall",
+    "-Wextra",
+    "-Wno-missing-field-initializers",
+)
 LIBRARY = "tamis_kernels/_kernels.so"
 
 

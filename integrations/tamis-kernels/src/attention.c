@@ -11,7 +11,6 @@
 
 #ifdef TAMIS_X86
 #include <stdatomic.h>
-#include <stdlib.h>
 #include <string.h>
 
 enum {
@@ -43,13 +42,11 @@ typedef struct {
     atomic_int next, failed;
 } work;
 
-/* What a thread lays out, kept from call to call. */
+/* What a thread lays out. */
 typedef struct {
     uint16_t *keys, *values;
     uint32_t *queries, *weights;
     float *scores, *out;
-    void *base;
-    size_t room;
 } scratch;
 
 /* A left factor, bfloat16: rows lie in blocks of 16, columns in steps of 32; distances in numbers. */
@@ -60,8 +57,6 @@ typedef struct {
 
 typedef void (*product)(left a, int rows, int steps, int blocks, const uint32_t *b, int64_t next_b, float *c,
                         int64_t next_c, int add);
-
-static __thread scratch mine;
 
 static INLINE int64_t up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
@@ -75,13 +70,8 @@ static int reserve(scratch *s, int64_t asked, int64_t known, int64_t dim, int64_
                       (void **)&s->weights, (void **)&s->scores, (void **)&s->out};
     size_t all = 0;
     for (int i = 0; i < 6; i++) all += up(sizes[i], 64);
-    if (all > s->room) {
-        free(s->base);
-        s->base = aligned_alloc(64, all);
-        s->room = s->base ? all : 0;
-        if (!s->base) return 0;
-    }
-    char *at = s->base;
+    char *at = tamis_room(TAMIS_FOR_ATTENTION, all);
+    if (!at) return 0;
     for (int i = 0; i < 6; i++, at += up(sizes[i - 1], 64)) *parts[i] = at;
     return 1;
 }
@@ -345,7 +335,7 @@ WIDE static int attend(const tamis_attention_job *job, int segment, int head, in
     const int64_t n = up(known, STEP), wide = up(dim, STEP), high = up(dim, LANES);
     const product multiply = job->level >= TAMIS_AMX ? product_tiles : product_wide;
     const __m512 factor = _mm512_set1_ps(job->scale * 1.44269504f); /* exp(x) is 2^(x / ln 2) */
-    scratch *s = &mine;
+    scratch lent, *s = &lent;
     if (!reserve(s, asked, known, dim, heads, groups)) return 0;
     lay_queries(&job->query, q0, head, heads, asked, dim, s->queries);
     lay_keys(&job->key, k0, head / each, groups, known, dim, s->keys);

@@ -2,6 +2,7 @@
 #ifndef TAMIS_KERNELS_H
 #define TAMIS_KERNELS_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 #if defined(__x86_64__) && defined(__linux__)
@@ -18,6 +19,11 @@ enum tamis_level { TAMIS_NONE = 0, TAMIS_AVX512_BF16 = 1, TAMIS_AMX = 2 };
 
 /* Runs a function on a team of threads: OpenMP's own, so that no second team competes with that of torch. */
 typedef void (*tamis_parallel)(void (*)(void *), void *, unsigned threads, unsigned flags);
+
+/* This thread's memory for one of its users, at least so many bytes, aligned to a page; what it held is not kept where it
+ * grows. Null if there is none. */
+typedef enum { TAMIS_FOR_ATTENTION, TAMIS_FOR_LAYERS, TAMIS_USERS } tamis_user;
+void *tamis_room(tamis_user user, size_t bytes);
 
 /* The best level that this processor and this process have; AMX is asked for once a process. */
 int tamis_kernels_level(void);

@@ -10,7 +10,6 @@
 
 #ifdef TAMIS_X86
 #include <stdatomic.h>
-#include <stdlib.h>
 
 enum { TILE = 16 * 32, MOST = 128 }; /* bfloat16 numbers of a tile; rows of a task */
 
@@ -36,9 +35,6 @@ typedef struct {
 } work;
 
 typedef enum { TO_GELU, TO_FLOAT, TO_OUT } sink;
-
-static __thread char *space;
-static __thread size_t room;
 
 /* x Phi(x), Phi by an odd polynomial on [-4.25, 4.25] whose error times x is at most 8e-5; 2.4e-4 at x = -8. */
 WIDE static INLINE __m512 gelu(__m512 x) {
@@ -122,10 +118,10 @@ TILES static INLINE void lay_rows(const uint16_t *x, int count, int rows, int wi
     }
 }
 
-TILES static void some(const tamis_layer_job *job, int64_t first, int count) {
+TILES static void some(const tamis_layer_job *job, int64_t first, int count, void *space) {
     const packed *one = &job->first, *two = job->second.tiles ? &job->second : 0, *last = two ? two : one;
     const int rows = (count + 31) / 32 * 32, width = last->outputs;
-    uint16_t *x = (uint16_t *)space, *between = x + MOST * (int64_t)one->inputs;
+    uint16_t *x = space, *between = x + MOST * (int64_t)one->inputs;
     float *sums = (float *)(between + (two ? MOST * (int64_t)one->outputs : 0)), *c = sums + MOST * (int64_t)width;
     uint16_t *out = job->out + first * width;
     lay_rows(job->x + first * one->inputs, count, rows, one->inputs, x);
@@ -146,12 +142,7 @@ TILES static void run(void *data) {
     work *w = data;
     const tamis_layer_job *job = w->job;
     const int64_t widths = 2 * job->first.inputs + 2 * job->first.outputs + 4 * job->first.outputs + 4 * job->second.outputs;
-    const size_t needed = (size_t)(MOST * widths + 4 * 1024 + 4096) / 4096 * 4096;
-    if (needed > room) {
-        free(space);
-        space = aligned_alloc(4096, needed);
-        room = space ? needed : 0;
-    }
+    void *space = tamis_room(TAMIS_FOR_LAYERS, MOST * widths + 4 * 1024);
     if (!space) {
         atomic_store(&w->failed, 1);
         return;
@@ -159,7 +150,7 @@ TILES static void run(void *data) {
     tile_config before;
     begin_tiles(&before);
     for (int64_t at; (at = atomic_fetch_add(&w->next, w->block)) < job->rows;)
-        some(job, at, job->rows - at < w->block ? job->rows - at : w->block);
+        some(job, at, job->rows - at < w->block ? job->rows - at : w->block, space);
     end_tiles(&before);
 }
 
