@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention
 
 import tamis_kernels
-from tamis_kernels import LEVELS, Packed, add_norm, attention, layer
+from tamis_kernels import LEVELS, Packed, add_norm, attention, compiled, layer
 
 needs_library = pytest.mark.skipif(tamis_kernels.why_not() is not None, reason=tamis_kernels.why_not() or "")
 needs_amx = pytest.mark.skipif(tamis_kernels.level() != "amx", reason="this machine has no AMX")
@@ -291,8 +291,8 @@ def test_a_layer_of_what_does_not_fit_is_refused(change):
 
 @needs_library
 def test_a_machine_without_tiles_says_so(monkeypatch):
-    code = tamis_kernels._code()._replace(level=1)
-    monkeypatch.setattr(tamis_kernels, "_code", lambda: code)
+    code = compiled.code()._replace(level=1)
+    monkeypatch.setattr(compiled, "code", lambda: code)
     with pytest.raises(RuntimeError, match="AMX"):
         layer(half(2, 32), Packed(half(32, 32), half(32)))
 
@@ -354,14 +354,14 @@ def test_a_norm_of_what_does_not_fit_is_refused():
 @pytest.fixture
 def looks_again():
     """What is here is looked for again, and once more afterwards."""
-    tamis_kernels._code.cache_clear()
+    compiled.code.cache_clear()
     yield
-    tamis_kernels._code.cache_clear()
+    compiled.code.cache_clear()
 
 
 @pytest.mark.usefixtures("looks_again")
 def test_without_its_library_it_says_so(monkeypatch, tmp_path):
-    monkeypatch.setattr(tamis_kernels, "_LIBRARY", tmp_path / "none.so")
+    monkeypatch.setattr(compiled, "LIBRARY", tmp_path / "none.so")
     assert "without its library" in tamis_kernels.why_not()
     assert tamis_kernels.level() == "none"
     with pytest.raises(RuntimeError, match="compiler"):
@@ -374,5 +374,5 @@ def test_without_its_library_it_says_so(monkeypatch, tmp_path):
 @needs_library
 @pytest.mark.usefixtures("looks_again")
 def test_a_torch_on_other_threads_is_left_alone(monkeypatch):
-    monkeypatch.setattr(tamis_kernels, "_parallel", lambda: None)
+    monkeypatch.setattr(compiled, "_parallel", lambda: None)
     assert "OpenMP" in tamis_kernels.why_not()
