@@ -52,7 +52,7 @@ def attention(
             its last key.
         scale: Factor on the products, not negative.
         causal: Whether a query sees no key behind its place.
-        window: A query sees keys at a distance less than this; None for all.
+        window: A query sees keys at a distance less than this, 1 or more; None for all.
         out: Where the result goes, (T, H, D) as `query`; a new tensor if None.
         level: One of `LEVELS` below the best, to compare them.
 
@@ -72,6 +72,8 @@ def attention(
         raise ValueError(f"level is {level!r}; this machine has {LEVELS[1 : code.level + 1]}.")
     if not 0 <= scale < float("inf"):
         raise ValueError(f"scale is {scale}; it has to be a number from 0 on.")
+    if window is not None and window < 1:
+        raise ValueError(f"window is {window}; it has to be 1 or more, or None.")
     out = torch.empty_like(query, memory_format=torch.contiguous_format) if out is None else out
     _check(query, key, value, out, asked, known)
     job = _Job(
@@ -85,7 +87,7 @@ def attention(
         key.shape[1],
         query.shape[2],
         int(causal),
-        window or 0,
+        0 if window is None or window >= len(key) else window,  # 0 is none; no two keys are further apart than that
         chosen,
         scale,
     )
@@ -110,6 +112,8 @@ def _check(query: Tensor, key: Tensor, value: Tensor, out: Tensor, asked: Tensor
         out.shape != query.shape
         or key.shape != value.shape
         or key.shape[2] != query.shape[2]
+        or not all(query.shape)
+        or not key.shape[1]
         or query.shape[1] % key.shape[1]
     ):
         shapes = ", ".join(str(tuple(x.shape)) for x in (query, key, value, out))

@@ -81,6 +81,14 @@ def test_it_is_no_further_from_float32_than_torch_in_bfloat16(level):
 
 
 @needs_library
+def test_a_window_wider_than_a_number_of_c_holds_sees_all():
+    parts = made(2, 2, 32, [40], [40])
+    wanted = attention(*parts, scale=0.2)
+    for window in (40, 2**31, 2**40):
+        assert torch.equal(attention(*parts, scale=0.2, window=window), wanted)
+
+
+@needs_library
 @pytest.mark.parametrize("level", HERE)
 def test_strides_of_views_are_followed(level):
     """One product for queries, keys and values; and heads in front, as rotary positions leave them."""
@@ -322,6 +330,9 @@ def test_a_machine_without_tiles_says_so(monkeypatch):
         {"level": "avx1024"},
         {"level": "none"},
         {"scale": -1.0},
+        {"window": 0},
+        {"window": -5},
+        {"key": torch.zeros(10, 0, 32, dtype=torch.bfloat16), "value": torch.zeros(10, 0, 32, dtype=torch.bfloat16)},
         {"scale": float("nan")},
     ],
     ids=lambda change: ", ".join(change),

@@ -51,7 +51,7 @@ def by_segments(
         k, v = k[rows], v[rows]
     out = query.new_empty(1, query.shape[2], *q.shape[1:])
     out[0, layout.rows :] = 0
-    attend(q, k, v, layout.offsets, known, scaling, causal=causal, window=window, out=out[0, : layout.rows])
+    attend(q, k, v, layout.offsets, known, scaling, causal=causal, window=window or None, out=out[0, : layout.rows])
     return out
 
 

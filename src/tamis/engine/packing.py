@@ -89,7 +89,7 @@ class Layout:
     @cached_property
     def reads_stored(self) -> bool:
         """Whether a segment reads what another pass has left, or is to be read by one."""
-        return any(segment.stored or segment.home is not None or segment.keep for segment in self.segments)
+        return not self.fresh or any(segment.keep for segment in self.segments)
 
     @cached_property
     def fresh(self) -> bool:
