@@ -2,7 +2,6 @@
 
 import asyncio
 import operator
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated
 
@@ -15,6 +14,7 @@ from typing_extensions import TypedDict
 
 import tamis
 from langchain_tamis import RankRAG, RankRAGCompressor, TamisRerank
+from standstill import watched
 
 
 @pytest.fixture
@@ -157,16 +157,6 @@ async def test_a_function_that_is_a_node(runnable, asked, alike):
 # -- many at once ----------------------------------------------------------------------------------------------------
 
 
-async def longest_gap(until, every=0.005):
-    """How long the event loop was busy at a stretch, in seconds, while `until` was not done."""
-    longest, last = 0.0, time.perf_counter()
-    while not until():
-        await asyncio.sleep(every)
-        now = time.perf_counter()
-        longest, last = max(longest, now - last - every), now
-    return longest
-
-
 async def test_fifty_at_once_none_lost(runnable, rag, texts):
     inputs = [{"input": f"archive {n}?", "context": [*texts, f"archive {n}"]} for n in range(50)]
     runnable = runnable.model_copy(update={"top_k": 4})
@@ -182,9 +172,10 @@ async def test_fifty_at_once_none_lost(runnable, rag, texts):
 async def test_the_event_loop_is_never_blocked(runnable, asked):
     gaps = []
     for _ in range(3):  # the machine may be busy too: the loop is blocked only if it is every time
-        tasks = asyncio.gather(*(runnable.ainvoke(asked, max_new_tokens=100) for _ in range(4)))
-        gaps.append(await longest_gap(tasks.done))
-        assert len({output["answer"] for output in await tasks}) == 1
+        async with watched() as seen:
+            outputs = await asyncio.gather(*(runnable.ainvoke(asked, max_new_tokens=100) for _ in range(4)))
+        gaps.append(seen.held())
+        assert len({output["answer"] for output in outputs}) == 1
     assert min(gaps) < 0.1
 
 

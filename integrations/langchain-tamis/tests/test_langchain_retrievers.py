@@ -14,6 +14,7 @@ from langchain_core.vectorstores import InMemoryVectorStore
 
 import tamis
 from langchain_tamis import TamisRerank
+from standstill import watched
 
 BEST = ["weighs 2 grams", "weighs 1 gram"]
 
@@ -27,16 +28,6 @@ def retriever(reranker, fixed_retriever):
     return ContextualCompressionRetriever(
         base_compressor=TamisRerank(reranker=reranker, top_n=2), base_retriever=fixed_retriever
     )
-
-
-async def longest_gap(until, every=0.005):
-    """How long the event loop was busy at a stretch, in seconds, while `until` was not done."""
-    longest, last = 0.0, time.perf_counter()
-    while not until():
-        await asyncio.sleep(every)
-        now = time.perf_counter()
-        longest, last = max(longest, now - last - every), now
-    return longest
 
 
 async def test_invoke_ainvoke_batch_abatch(retriever):
@@ -119,9 +110,13 @@ async def test_fifty_at_once_wait_together_and_never_block_the_loop(number_score
         retriever = ContextualCompressionRetriever(
             base_compressor=TamisRerank(reranker=tamis.Reranker(scorer), top_n=2), base_retriever=fixed_retriever
         )
-        batch = asyncio.ensure_future(retriever.abatch([f"q{i}" for i in range(50)]))
-        await asyncio.wait_for(asyncio.to_thread(scorer.released.wait), 30)
-        gaps.append(await longest_gap(lambda scorer=scorer: scorer.waiting[0].done()))
+        async with watched() as seen:
+            batch = asyncio.ensure_future(retriever.abatch([f"q{i}" for i in range(50)]))
+            await asyncio.wait_for(asyncio.to_thread(scorer.released.wait), 30)
+            start = time.perf_counter()
+            await asyncio.wait([asyncio.wrap_future(scorer.waiting[0])])
+            end = time.perf_counter()
+        gaps.append(seen.held(start, end))
         assert [texts(found) for found in await batch] == [BEST] * 50
         assert len(scorer.requests) == 50
     assert min(gaps) < 0.05

@@ -2,12 +2,9 @@
 
 import asyncio
 import json
-import os
 import threading
 import time
 from concurrent.futures import Future
-from contextlib import asynccontextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -240,43 +237,6 @@ def sequences(rag):
     """Called, the sequences that the model has run since: one for each passage ranked, and for each token written."""
     before = rag.stats()["sequences"]
     return lambda: rag.stats()["sequences"] - before
-
-
-@pytest.fixture
-def stolen():
-    """Called, the seconds that a virtual machine's host has taken away so far: nobody stands still in these."""
-
-    def total():
-        stat = Path("/proc/stat")
-        ticks = stat.read_text().splitlines()[0].split() if stat.exists() else []
-        return int(ticks[8]) / os.sysconf("SC_CLK_TCK") if len(ticks) > 8 else 0.0
-
-    return total
-
-
-@pytest.fixture
-def unblocked(stolen):
-    """`async with unblocked(seconds)`: the event loop turns all the while, never standing still for that long."""
-
-    @asynccontextmanager
-    async def watch(longest):
-        taken = stolen()
-        ticks = [time.perf_counter()]
-
-        async def tick():
-            while True:
-                await asyncio.sleep(0.005)
-                ticks.append(time.perf_counter())
-
-        ticking = asyncio.create_task(tick())
-        try:
-            yield
-        finally:
-            ticking.cancel()
-        assert len(ticks) > 5
-        assert max(b - a for a, b in pairwise(ticks)) < longest + stolen() - taken
-
-    return watch
 
 
 @pytest.fixture(scope="session")

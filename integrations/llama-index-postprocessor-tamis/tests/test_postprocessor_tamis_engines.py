@@ -3,7 +3,6 @@
 import asyncio
 import re
 import time
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,7 @@ from llama_index.core.retrievers import BaseRetriever
 from llama_index.core.tools import QueryEngineTool, RetrieverTool
 
 from llama_index.postprocessor.tamis import TamisRerank
+from standstill import watched
 
 
 class Fixed(BaseRetriever):
@@ -184,35 +184,25 @@ def test_an_instance_shared_by_two_engines_has_the_last_ones_callbacks(engine, q
     assert CBEventType.RERANKING not in [what for _, what, _ in callbacks.seen]
 
 
-async def test_fifty_queries_wait_together_and_block_no_loop(engine, query, fake, gate, stolen):
+async def test_fifty_queries_wait_together_and_block_no_loop(engine, query, fake, gate):
     """All fifty reach the scorer before the first is answered, which a pool of threads would not let them."""
     together = gate(50, hold=0.4)
     scorer, reranker = fake(before=together)
     query_engine = engine(TamisRerank(reranker=reranker, top_n=2))
-    waiting = asyncio.gather(*(query_engine.aquery(f"{query} {i}") for i in range(50)))
-    taken, ticks = stolen(), []
-    while not waiting.done():
-        ticks.append(time.perf_counter())
-        await asyncio.sleep(0.005)
-    responses = await waiting
+    async with watched() as seen:
+        responses = await asyncio.gather(*(query_engine.aquery(f"{query} {i}") for i in range(50)))
     assert {len(response.source_nodes) for response in responses} == {2}
     assert len(together.waiting) == 50
     assert {seen for seen, _ in scorer.seen} == {f"{query} {i}" for i in range(50)}
     # Answering takes the loop's own time; what counts is the time in which only the scorer was at work.
-    held = [tick for tick in ticks if together.closed_at + 0.05 <= tick <= together.opened_at]
-    assert len(held) > 10
-    assert max(b - a for a, b in pairwise(held)) < 0.05 + stolen() - taken
+    assert seen.held(together.closed_at + 0.05, together.opened_at) < 0.05
 
 
-async def test_a_scorer_that_computes_blocks_no_loop(retriever, query, fake, stolen):
+async def test_a_scorer_that_computes_blocks_no_loop(retriever, query, fake):
     rerank = TamisRerank(reranker=fake(before=lambda: time.sleep(0.3))[1])
-    waiting = asyncio.create_task(rerank.apostprocess_nodes(retriever.nodes, query_str=query))
-    taken, ticks = stolen(), [time.perf_counter()]
-    while not waiting.done():
-        await asyncio.sleep(0.005)
-        ticks.append(time.perf_counter())
-    assert len(await waiting) == 4
-    assert max(b - a for a, b in pairwise(ticks)) < 0.05 + stolen() - taken
+    async with watched() as seen:
+        assert len(await rerank.apostprocess_nodes(retriever.nodes, query_str=query)) == 4
+    assert seen.held() < 0.05
 
 
 def test_readme_runs(capsys):

@@ -15,6 +15,7 @@ from llama_index.core.tools import QueryEngineTool
 
 import tamis
 from llama_index.postprocessor.tamis import RankRAGLLM, RankRAGSynthesizer, TamisRerank, rankrag_query_engine
+from standstill import watched
 
 LONG = 1000  # tokens; the tiny model goes on that far
 
@@ -131,12 +132,13 @@ async def test_cancelled_queries_leave_nothing_running(retriever, rag, query, id
     assert (await rankrag_query_engine(retriever, rag, max_new_tokens=4).aquery(query)).response
 
 
-async def test_twenty_queries_share_batches_and_block_no_loop(retriever, slow, query, unblocked, expected):
+async def test_twenty_queries_share_batches_and_block_no_loop(retriever, slow, query, expected):
     rag = slow(0.1)  # a call that blocked would hold the loop for five batches
     engine = rankrag_query_engine(retriever, rag, top_k=2, max_new_tokens=4)
     before = rag.stats()["batches"]
-    async with unblocked(0.25):
+    async with watched() as seen:
         responses = await asyncio.gather(*(engine.aquery(f"{query} {i}") for i in range(20)))
+    assert seen.held() < 0.25
     assert rag.stats()["batches"] - before < 20 * 5 / 3, "one at a time would take 20 * 5"
     for i in (0, 7, 19):
         answer = expected(f"{query} {i}", retriever.nodes, top_k=2, max_new_tokens=4)

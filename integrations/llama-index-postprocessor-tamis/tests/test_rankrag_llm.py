@@ -16,6 +16,7 @@ from packaging.version import Version
 
 import tamis
 from llama_index.postprocessor.tamis import RankRAGLLM
+from standstill import watched
 from tamis.rankrag.prompts import Wording
 
 LONG = 1000  # tokens; the tiny model goes on that far
@@ -181,19 +182,20 @@ async def test_leaving_a_stream_ends_the_text(llm, idle, what):
     assert await idle() - before < LONG / 2
 
 
-async def test_async_methods_block_no_loop_and_share_batches(llm, slow, unblocked):
+async def test_async_methods_block_no_loop_and_share_batches(llm, slow):
     rag = slow(0.1)  # a call that blocked would hold the loop for four batches
     before = rag.stats()["batches"]
 
     async def streamed():
         return [piece.delta async for piece in await llm.astream_chat(TALK, max_new_tokens=4)]
 
-    async with unblocked(0.25):
+    async with watched() as seen:
         texts = await asyncio.gather(
             *(llm.acomplete(f"{ASKED} {i}", max_new_tokens=4) for i in range(4)),
             *(llm.achat(TALK, max_new_tokens=4) for _ in range(2)),
             *(streamed() for _ in range(2)),
         )
+    assert seen.held() < 0.25
     assert len(texts) == 8
     assert "".join(texts[-1]) == texts[4].message.content
     assert rag.stats()["batches"] - before < 8 * 4 / 2
@@ -236,7 +238,7 @@ def test_metadata(rag, tiny_llama):
     assert RankRAGLLM(model=tiny_llama, dtype="float32").metadata.context_window == 8192
 
 
-async def test_aload(rag, tiny_llama, unblocked):
+async def test_aload(rag, tiny_llama):
     llm = RankRAGLLM(model=tiny_llama, dtype="float32")
     loaded = await asyncio.gather(*(llm.aload() for _ in range(5)), llm.model_copy().aload())
     assert len(set(map(id, loaded))) == 1
