@@ -128,11 +128,13 @@ def _loops(shape: Shape) -> list[Contender]:
 
 
 def _tamis() -> list[Contender]:
-    return [
-        Contender("Tamis float32", "float32", lambda w, _: tamis_run(w, "float32")),
-        *([Contender("Tamis auto, plain", tamis_auto_dtype(), plain)] if kernels_level() else []),
-        Contender("Tamis auto", tamis_auto_dtype(), lambda w, _: tamis_run(w, "auto")),
-    ]
+    ways = [*([(", plain", plain)] if kernels_level() else []), ("", tamis_run)]
+    rates = {"float32": "float32", "auto": tamis_auto_dtype()}
+    return [_own(f"Tamis {dtype}{suffix}", rates[dtype], run, dtype) for dtype in rates for suffix, run in ways]
+
+
+def _own(name: str, rate: str, run: Callable[[Workload, str], Ready], dtype: str) -> Contender:
+    return Contender(name, rate, lambda workload, _: run(workload, dtype))
 
 
 def kernels_level() -> str | None:
@@ -143,13 +145,13 @@ def kernels_level() -> str | None:
     return found.level() if found is not None else None
 
 
-def plain(workload: Workload, _: int) -> Ready:
+def plain(workload: Workload, dtype: str) -> Ready:
     """Tamis as it is where tamis-kernels is not installed; in a process of its own, as every contender is."""
     from tamis.engine.kernels import compiled
 
     sys.modules["tamis_kernels"] = None  # type: ignore[assignment]
     compiled.cache_clear()
-    return tamis_run(workload, "auto")
+    return tamis_run(workload, dtype)
 
 
 def tamis_auto_dtype(device: str = "cpu") -> str:

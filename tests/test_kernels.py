@@ -15,6 +15,7 @@ from tamis.engine import kernels
 
 QUERY = "how is a zip archive read?"
 PASSAGES = [tiny.text(1 + 37 * seed % 140, seed) for seed in range(100)]  # fewer say little about a mean error
+LIKE_BERT = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 OWN_ATTENTION = ("deberta-v2", "deberta-v2-conv", "mpnet")  # it has a term that is not compiled
 
 installed = kernels.compiled()
@@ -59,13 +60,26 @@ def test_encoders_are_as_near_to_float32_as_without(classifier, monkeypatch, cal
     """ModernBERT's local layers included."""
     folder = classifier(name)
     exact, _ = logits(folder, "float32")
-    assert not any(calls.values())
+    assert not calls["layer"]  # in float32 that is torch's
+    calls["attention"] = 0
     given, stats = logits(folder)
     assert stats["packed"]
     assert bool(calls["attention"]) is (name not in OWN_ATTENTION), calls
     without(monkeypatch)
     plain, _ = logits(folder)
     assert error(given, exact) <= 1.25 * error(plain, exact)
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", tiny.ENCODERS)
+def test_float32_is_the_same_with_and_without(classifier, monkeypatch, calls, name):
+    folder = classifier(name)
+    given, _ = logits(folder, "float32")
+    assert bool(calls["attention"]) is (name not in OWN_ATTENTION), calls
+    assert bool(calls["add_norm"]) is (name in LIKE_BERT), calls
+    without(monkeypatch)
+    plain, _ = logits(folder, "float32")
+    np.testing.assert_allclose(given, plain, atol=2e-5 * max(1, np.abs(plain).max()))
 
 
 @needs_kernels
@@ -102,6 +116,7 @@ def test_a_causal_model_whose_sequences_share_a_beginning(tmp_path, monkeypatch,
     """Grouped queries, a beginning that stands once in the batch, and keys gathered for each sequence."""
     folder = tiny_lm.save(tmp_path, "qwen3", "ForCausalLM")
     exact, _ = logits(folder, "float32", family="qwen3-reranker")
+    calls["attention"] = 0
     given, stats = logits(folder, family="qwen3-reranker")
     assert stats["prefix_tokens_reused"] > 0
     assert calls["attention"] > 0
@@ -114,6 +129,7 @@ def test_a_causal_model_whose_sequences_share_a_beginning(tmp_path, monkeypatch,
 def test_a_rankrag_model_reads_new_passages_with_it_and_stored_ones_without(tmp_path, calls):
     folder = tiny_lm.save(tmp_path, "llama", "ForCausalLM")
     exact, _ = logits(folder, "float32", mode="rankrag")
+    calls["attention"] = 0
     with tamis.load(folder, mode="rankrag", dtype="bfloat16", device="cpu") as reranker:
         given = np.array(reranker.logits(QUERY, PASSAGES))
         cold = calls["attention"]
@@ -129,7 +145,8 @@ def test_tensors_that_gradients_are_wanted_of_are_left_to_torch():
     query = torch.zeros(1, 2, 4, 8, dtype=torch.bfloat16)
     assert kernels.reads(query, query)
     assert not kernels.reads(query.clone().requires_grad_(), query)
-    assert not kernels.reads(query.float(), query.float())
+    assert kernels.reads(query.float(), query.float())
+    assert not kernels.reads(query.half(), query.half())
     assert not kernels.reads(query, query[..., :4])
 
 

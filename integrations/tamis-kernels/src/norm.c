@@ -1,4 +1,4 @@
-/* A residual sum and the layer norm behind it, in one pass: bfloat16 in and out, float32 between. */
+/* A residual sum and the layer norm behind it, in one pass, in float32: bfloat16 in and out, or float32. */
 #include "kernels.h"
 #include "rows.h"
 
@@ -8,10 +8,10 @@
 enum { ROWS = 16, WIDEST = 8192 }; /* rows of a task; numbers of a row */
 
 typedef struct {
-    const uint16_t *x, *residual, *weight, *bias;
-    uint16_t *out;
+    const void *x, *residual, *weight, *bias;
+    void *out;
     int64_t rows;
-    int32_t dim;
+    int32_t dim, full; /* full: float32 numbers instead of bfloat16 */
     float epsilon;
 } tamis_add_norm_job;
 
@@ -20,19 +20,39 @@ typedef struct {
     atomic_long next;
 } work;
 
-WIDE static void one(const tamis_add_norm_job *job, int64_t row, float *sums) {
+WIDE static void one_half(const tamis_add_norm_job *job, int64_t first, float *sums) {
     const int dim = job->dim;
-    const uint16_t *x = job->x + row * dim;
+    const uint16_t *x = (const uint16_t *)job->x + first;
     for (int d = 0; d < dim; d += LANES) _mm512_store_ps(sums + d, widen_some(x + d, upto(dim - d)));
-    add_row(sums, job->residual + row * dim, dim);
-    norm_row(sums, dim, job->weight, job->bias, job->epsilon, job->out + row * dim);
+    add_row(sums, (const uint16_t *)job->residual + first, dim);
+    norm_row(sums, dim, job->weight, job->bias, job->epsilon, (uint16_t *)job->out + first);
+}
+
+WIDE static void one_full(const tamis_add_norm_job *job, int64_t first, float *sums) {
+    const int dim = job->dim;
+    const float *x = (const float *)job->x + first, *residual = (const float *)job->residual + first;
+    const float *gamma = job->weight, *beta = job->bias;
+    float *out = (float *)job->out + first;
+    for (int d = 0; d < dim; d += LANES) {
+        const __mmask16 there = upto(dim - d);
+        const __m512 more = _mm512_maskz_loadu_ps(there, residual + d);
+        _mm512_store_ps(sums + d, _mm512_add_ps(_mm512_maskz_loadu_ps(there, x + d), more));
+    }
+    const __m512 over = center(sums, dim, job->epsilon);
+    for (int d = 0; d < dim; d += LANES) {
+        const __mmask16 there = upto(dim - d);
+        const __m512 scaled = _mm512_mul_ps(_mm512_load_ps(sums + d), over);
+        const __m512 shift = _mm512_maskz_loadu_ps(there, beta + d);
+        _mm512_mask_storeu_ps(out + d, there, _mm512_fmadd_ps(scaled, _mm512_maskz_loadu_ps(there, gamma + d), shift));
+    }
 }
 
 static void run(void *data) {
     work *w = data;
     float sums[WIDEST] __attribute__((aligned(64)));
     for (int64_t first; (first = atomic_fetch_add(&w->next, ROWS)) < w->job->rows;)
-        for (int64_t row = first; row < first + ROWS && row < w->job->rows; row++) one(w->job, row, sums);
+        for (int64_t row = first; row < first + ROWS && row < w->job->rows; row++)
+            (w->job->full ? one_full : one_half)(w->job, row * w->job->dim, sums);
 }
 
 /* Returns 0; 2 if rows are wider than WIDEST, and nothing was read. */

@@ -20,9 +20,8 @@ WIDE static INLINE void add_row(float *row, const uint16_t *x, int dim) {
         _mm512_store_ps(row + d, _mm512_add_ps(_mm512_load_ps(row + d), widen_some(x + d, upto(dim - d))));
 }
 
-/* Layer norm of a row of float32, which it changes, to bfloat16. */
-WIDE static INLINE void norm_row(float *row, int dim, const uint16_t *gamma, const uint16_t *beta, float epsilon,
-                                 uint16_t *out) {
+/* Takes the mean off a row of float32; returns one over its standard deviation. */
+WIDE static INLINE __m512 center(float *row, int dim, float epsilon) {
     __m512 total = _mm512_setzero_ps(), squares = total;
     for (int d = 0; d < dim; d += LANES) total = _mm512_add_ps(total, _mm512_maskz_loadu_ps(upto(dim - d), row + d));
     const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(total) / dim);
@@ -32,7 +31,13 @@ WIDE static INLINE void norm_row(float *row, int dim, const uint16_t *gamma, con
         squares = _mm512_fmadd_ps(off, off, squares);
     }
     const __m512 variance = _mm512_set1_ps(_mm512_reduce_add_ps(squares) / dim + epsilon);
-    const __m512 over = _mm512_div_ps(_mm512_set1_ps(1.0f), _mm512_sqrt_ps(variance));
+    return _mm512_div_ps(_mm512_set1_ps(1.0f), _mm512_sqrt_ps(variance));
+}
+
+/* Layer norm of a row of float32, which it changes, to bfloat16. */
+WIDE static INLINE void norm_row(float *row, int dim, const uint16_t *gamma, const uint16_t *beta, float epsilon,
+                                 uint16_t *out) {
+    const __m512 over = center(row, dim, epsilon);
     for (int d = 0; d < dim; d += LANES) {
         const __mmask16 there = upto(dim - d);
         const __m512 scaled = _mm512_mul_ps(_mm512_load_ps(row + d), over);

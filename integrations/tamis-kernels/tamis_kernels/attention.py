@@ -23,7 +23,7 @@ class _Job(ctypes.Structure):
         ("asked", ctypes.c_void_p),
         ("known", ctypes.c_void_p),
         *((name, ctypes.c_int32) for name in ("queries", "keys", "segments", "heads", "groups", "dim")),
-        *((name, ctypes.c_int32) for name in ("causal", "window", "level")),
+        *((name, ctypes.c_int32) for name in ("causal", "window", "level", "full")),
         ("scale", ctypes.c_float),
     ]
 
@@ -44,7 +44,7 @@ def attention(
     """Softmax attention over sequences laid end to end, in the calling thread's number of torch threads.
 
     Args:
-        query: (T, H, D), bfloat16 on a CPU, the last dimension contiguous; likewise the others.
+        query: (T, H, D), bfloat16 or float32 on a CPU, the last dimension contiguous; the others of the same dtype.
         key: (K, G, D), where G divides H (grouped queries).
         value: (K, G, D).
         asked: int32, (B + 1,): where each sequence's queries begin, from 0; the last is T.
@@ -54,10 +54,10 @@ def attention(
         causal: Whether a query sees no key behind its place.
         window: A query sees keys at a distance less than this, 1 or more; None for all.
         out: Where the result goes, (T, H, D) as `query`; a new tensor if None.
-        level: One of `LEVELS` below the best, to compare them.
+        level: One of `LEVELS` below the best, to compare them; in float32 they are one.
 
     Returns:
-        `out`, bfloat16. Sums are float32; weights are rounded to bfloat16 before the second product.
+        `out`. Sums are float32; of bfloat16 keys, weights are rounded to bfloat16 before the second product.
 
     Raises:
         MemoryError: For the 6 D bytes that a key needs for each head at work.
@@ -89,6 +89,7 @@ def attention(
         int(causal),
         0 if window is None or window >= len(key) else window,  # 0 is none; no two keys are further apart than that
         chosen,
+        query.dtype == torch.float32,
         scale,
     )
     outcome = code.functions.tamis_attention(ctypes.byref(job), code.parallel, torch.get_num_threads())
@@ -105,9 +106,12 @@ def attention(
 def _check(query: Tensor, key: Tensor, value: Tensor, out: Tensor, asked: Tensor, known: Tensor) -> None:
     import torch
 
+    if query.dtype not in (torch.bfloat16, torch.float32):
+        raise ValueError(f"query is {query.dtype}; attention is compiled for bfloat16 and float32.")
     for name, x in (("query", query), ("key", key), ("value", value), ("out", out)):
-        if x.dtype != torch.bfloat16 or not x.is_cpu or x.ndim != 3 or x.stride(2) != 1:
-            raise ValueError(f"{name} is {x.dtype}, {tuple(x.shape)} on {x.device}; it has to be bfloat16, (T, H, D).")
+        if x.dtype != query.dtype or not x.is_cpu or x.ndim != 3 or x.stride(2) != 1:
+            shape = tuple(x.shape)
+            raise ValueError(f"{name} is {x.dtype}, {shape} on {x.device}; it has to be {query.dtype}, (T, H, D).")
     if (
         out.shape != query.shape
         or key.shape != value.shape

@@ -36,6 +36,7 @@ class _NormJob(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("x", "residual", "weight", "bias", "out")),
         ("rows", ctypes.c_int64),
         ("dim", ctypes.c_int32),
+        ("full", ctypes.c_int32),
         ("epsilon", ctypes.c_float),
     ]
 
@@ -132,14 +133,14 @@ def add_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, epsilon:
     """`layer_norm(x + residual)`, the sum in float32.
 
     Args:
-        x: (..., d), bfloat16 on a CPU, contiguous; likewise the others.
+        x: (..., d), bfloat16 or float32 on a CPU, contiguous; the others of the same dtype.
         residual: (..., d).
         weight: (d,).
         bias: (d,).
         epsilon: Added to the variance.
 
     Returns:
-        (..., d), bfloat16.
+        (..., d).
 
     Raises:
         RuntimeError: There is no library for this machine; `why_not` says so.
@@ -148,15 +149,17 @@ def add_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, epsilon:
     import torch
 
     code = needed()
+    if x.dtype not in (torch.bfloat16, torch.float32):
+        raise ValueError(f"x is {x.dtype}; the norm is compiled for bfloat16 and float32.")
     for name, one in (("x", x), ("residual", residual), ("weight", weight), ("bias", bias)):
-        if one.dtype != torch.bfloat16 or not one.is_cpu or not one.is_contiguous():
-            raise ValueError(f"{name} is {one.dtype} on {one.device}; it has to be bfloat16 on the CPU, contiguous.")
+        if one.dtype != x.dtype or not one.is_cpu or not one.is_contiguous():
+            raise ValueError(f"{name} is {one.dtype} on {one.device}; it has to be {x.dtype} on the CPU, contiguous.")
     dim = x.shape[-1]
     if x.shape != residual.shape or weight.shape != (dim,) or bias.shape != (dim,):
         raise ValueError(f"x {tuple(x.shape)}, residual {tuple(residual.shape)}, weight {tuple(weight.shape)}, bias.")
     out = torch.empty_like(x)
     pointers = (one.data_ptr() for one in (x, residual, weight, bias, out))
-    job = _NormJob(*pointers, x.numel() // dim, dim, epsilon)
+    job = _NormJob(*pointers, x.numel() // dim, dim, x.dtype == torch.float32, epsilon)
     if code.functions.tamis_add_norm(ctypes.byref(job), code.parallel, torch.get_num_threads()):
         raise ValueError(f"x has {dim} numbers in a row, which is more than 8,192.")
     return out

@@ -17,6 +17,7 @@ from tamis_kernels import LEVELS, Packed, add_norm, attention, compiled, layer
 needs_library = pytest.mark.skipif(tamis_kernels.why_not() is not None, reason=tamis_kernels.why_not() or "")
 needs_amx = pytest.mark.skipif(tamis_kernels.level() != "amx", reason="this machine has no AMX")
 HERE = LEVELS[1 : LEVELS.index(tamis_kernels.level()) + 1]
+FORMS = [(torch.float32, None), *((torch.bfloat16, level) for level in HERE)]  # a dtype, and a level that differs in it
 HEADS = [(12, 12, 32), (4, 4, 64), (8, 2, 128), (4, 4, 80), (2, 1, 24), (2, 2, 8), (3, 1, 3)]
 LENGTHS = {
     "one": ([1], [1]),
@@ -27,10 +28,10 @@ LENGTHS = {
 }
 
 
-def made(heads, groups, dim, asked, known, seed=0):
+def made(heads, groups, dim, asked, known, seed=0, dtype=torch.bfloat16):
     generator = torch.Generator().manual_seed(seed)
-    query = torch.randn(sum(asked), heads, dim, generator=generator).bfloat16() * 2
-    key, value = (torch.randn(sum(known), groups, dim, generator=generator).bfloat16() for _ in range(2))
+    query = torch.randn(sum(asked), heads, dim, generator=generator).to(dtype) * 2
+    key, value = (torch.randn(sum(known), groups, dim, generator=generator).to(dtype) for _ in range(2))
     edges = [torch.tensor([0, *accumulate(lengths)], dtype=torch.int32) for lengths in (asked, known)]
     return query, key, value, *edges
 
@@ -55,18 +56,34 @@ def expected(query, key, value, asked, known, *, scale, causal=False, window=Non
 
 
 @needs_library
-@pytest.mark.parametrize("level", HERE)
+@pytest.mark.parametrize(("dtype", "level"), FORMS, ids=str)
 @pytest.mark.parametrize("lengths", LENGTHS)
 @pytest.mark.parametrize("heads", HEADS, ids=str)
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("window", [None, 1, 5, 64, 300])
-def test_attention_is_that_of_torch(heads, lengths, causal, window, level):
-    parts = made(*heads, *LENGTHS[lengths])
+def test_attention_is_that_of_torch(heads, lengths, causal, window, dtype, level):
+    parts = made(*heads, *LENGTHS[lengths], dtype=dtype)
     how = {"scale": heads[2] ** -0.5, "causal": causal, "window": window}
     given = attention(*parts, **how, level=level)
     wanted = expected(*parts, **how)
+    assert given.dtype == dtype
+    if dtype == torch.float32:
+        torch.testing.assert_close(given, wanted, atol=5e-6, rtol=0)
+        return
     torch.testing.assert_close(given.float(), wanted, atol=0.02, rtol=0)
     assert (given.float() - wanted).pow(2).mean().sqrt() < 0.004  # bfloat16's own rounding is 0.002 to 0.003 of these
+
+
+@needs_library
+def test_float32_is_no_further_from_float64_than_torch():
+    query, key, value, asked, known = made(12, 12, 32, [200] * 4, [200] * 4, dtype=torch.float32)
+    own = attention(query, key, value, asked, known, scale=0.2)
+    q, k, v = (x.unflatten(0, (4, 200)).transpose(1, 2) for x in (query, key, value))
+    wanted, torchs = (
+        scaled_dot_product_attention(*(x.to(dtype) for x in (q, k, v)), scale=0.2).transpose(1, 2).flatten(0, 1)
+        for dtype in (torch.float64, torch.float32)
+    )
+    assert (own - wanted).abs().mean() <= 1.5 * (torchs - wanted).abs().mean()
 
 
 @needs_library
@@ -89,11 +106,11 @@ def test_a_window_wider_than_a_number_of_c_holds_sees_all():
 
 
 @needs_library
-@pytest.mark.parametrize("level", HERE)
-def test_strides_of_views_are_followed(level):
+@pytest.mark.parametrize(("dtype", "level"), FORMS, ids=str)
+def test_strides_of_views_are_followed(dtype, level):
     """One product for queries, keys and values; and heads in front, as rotary positions leave them."""
     _, _, _, asked, known = made(4, 4, 32, [40, 70], [40, 70])
-    together = torch.randn(110, 3 * 4 * 32).bfloat16()
+    together = torch.randn(110, 3 * 4 * 32).to(dtype)
     views = [x.view(110, 4, 32) for x in together.chunk(3, dim=1)]
     heads_first = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in views]
     plain = attention(*(x.contiguous() for x in views), asked, known, scale=0.2, level=level)
@@ -102,10 +119,10 @@ def test_strides_of_views_are_followed(level):
 
 
 @needs_library
-@pytest.mark.parametrize("level", HERE)
-def test_scores_of_any_size_give_weights_that_sum_to_one(level):
+@pytest.mark.parametrize(("dtype", "level"), FORMS, ids=str)
+def test_scores_of_any_size_give_weights_that_sum_to_one(dtype, level):
     """A score of thousands overflows exp(); keys that score alike share the weight whatever the score."""
-    query, key, value, asked, known = made(2, 2, 32, [300], [300])
+    query, key, value, asked, known = made(2, 2, 32, [300], [300], dtype=dtype)
     value.fill_(1.0)
     for factor in (0.0, 1.0, 1e4):
         out = attention(query, key, value, asked, known, scale=factor, level=level)
@@ -113,9 +130,9 @@ def test_scores_of_any_size_give_weights_that_sum_to_one(level):
 
 
 @needs_library
-@pytest.mark.parametrize("level", HERE)
-def test_what_is_not_a_number_stays_so_and_stays_where_it_is(level):
-    query, key, value, asked, known = made(2, 2, 32, [40, 40], [40, 40])
+@pytest.mark.parametrize(("dtype", "level"), FORMS, ids=str)
+def test_what_is_not_a_number_stays_so_and_stays_where_it_is(dtype, level):
+    query, key, value, asked, known = made(2, 2, 32, [40, 40], [40, 40], dtype=dtype)
     key[3, 0, 5] = torch.nan
     out = attention(query, key, value, asked, known, scale=0.2, level=level)
     assert out[:40, 0].isnan().all()
@@ -124,18 +141,21 @@ def test_what_is_not_a_number_stays_so_and_stays_where_it_is(level):
 
 
 @needs_library
-def test_rows_of_an_out_that_is_given_are_filled_and_no_others():
-    query, key, value, asked, known = made(4, 4, 32, [40, 7], [40, 7])
-    whole = torch.full((50, 4, 32), 7.0, dtype=torch.bfloat16)
+@pytest.mark.parametrize("dim", [32, 24])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_rows_of_an_out_that_is_given_are_filled_and_no_others(dtype, dim):
+    query, key, value, asked, known = made(4, 4, dim, [40, 7], [40, 7], dtype=dtype)
+    whole = torch.full((50, 4, dim), 7.0, dtype=dtype)
     attention(query, key, value, asked, known, scale=0.2, out=whole[:47])
     assert (whole[47:] == 7).all()
     assert torch.equal(whole[:47], attention(query, key, value, asked, known, scale=0.2))
 
 
 @needs_library
-def test_threads_of_all_kinds_get_the_same():
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_threads_of_all_kinds_get_the_same(dtype):
     """Torch's one or two, and several of Python's at once, each with what it lays out."""
-    parts = made(6, 6, 32, [30, 200, 90], [30, 200, 90])
+    parts = made(6, 6, 32, [30, 200, 90], [30, 200, 90], dtype=dtype)
     wanted = attention(*parts, scale=0.2)
     before = torch.get_num_threads()
     try:
@@ -193,12 +213,16 @@ def test_products_of_torch_are_right_afterwards():
 @needs_library
 @pytest.mark.parametrize("dim", [1, 7, 16, 33, 384, 1024])
 @pytest.mark.parametrize("rows", [1, 15, 300])
-def test_sum_and_norm_are_those_of_torch(rows, dim):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_sum_and_norm_are_those_of_torch(dtype, rows, dim):
     generator = torch.Generator().manual_seed(dim)
-    x, residual = (torch.randn(rows, dim, generator=generator).bfloat16() for _ in range(2))
-    weight, bias = (torch.randn(dim, generator=generator).bfloat16() for _ in range(2))
+    x, residual = (torch.randn(rows, dim, generator=generator).to(dtype) for _ in range(2))
+    weight, bias = (torch.randn(dim, generator=generator).to(dtype) for _ in range(2))
     wanted = layer_norm(x.float() + residual.float(), (dim,), weight.float(), bias.float(), 1e-5)
-    torch.testing.assert_close(add_norm(x, residual, weight, bias, 1e-5).float(), wanted, atol=1e-3, rtol=4e-3)
+    given = add_norm(x, residual, weight, bias, 1e-5)
+    assert given.dtype == dtype
+    near = {"atol": 1e-3, "rtol": 4e-3} if dtype == torch.bfloat16 else {"atol": 1e-5, "rtol": 1e-5}
+    torch.testing.assert_close(given.float(), wanted, **near)
 
 
 def half(*shape, seed=0, scale=1.0):
@@ -332,6 +356,7 @@ def test_a_machine_without_tiles_says_so(monkeypatch):
         {"scale": -1.0},
         {"window": 0},
         {"window": -5},
+        {name: torch.zeros(10, 4, 32, dtype=torch.float16) for name in ("query", "key", "value")},
         {"key": torch.zeros(10, 0, 32, dtype=torch.bfloat16), "value": torch.zeros(10, 0, 32, dtype=torch.bfloat16)},
         {"scale": float("nan")},
     ],
@@ -354,7 +379,12 @@ def test_what_does_not_fit_is_refused_before_it_is_read(change):
 @needs_library
 def test_a_norm_of_what_does_not_fit_is_refused():
     x, weight = torch.zeros(2, 8, dtype=torch.bfloat16), torch.zeros(8, dtype=torch.bfloat16)
-    for parts in ((x.float(), x, weight, weight), (x, x[:1], weight, weight), (x, x, weight[:4], weight)):
+    for parts in (
+        (x.float(), x, weight, weight),
+        (x, x[:1], weight, weight),
+        (x, x, weight[:4], weight),
+        (x.half(), x.half(), weight.half(), weight.half()),
+    ):
         with pytest.raises(ValueError):
             add_norm(*parts, 1e-5)
     wide = torch.zeros(1, 8193, dtype=torch.bfloat16)

@@ -14,6 +14,8 @@ from tamis.engine.packing import Layout
 
 logger = logging.getLogger(__name__)
 
+_DTYPES = (torch.bfloat16, torch.float32)
+
 
 @lru_cache(maxsize=1)
 def compiled() -> ModuleType | None:
@@ -31,7 +33,7 @@ def compiled() -> ModuleType | None:
 
 def reads(query: Tensor, value: Tensor) -> bool:
     """Whether the compiled form takes these; (..., D) each."""
-    fit = query.is_cpu and query.dtype == torch.bfloat16 and query.shape[-1] == value.shape[-1]
+    fit = query.is_cpu and query.dtype in _DTYPES and query.shape[-1] == value.shape[-1]
     return fit and not query.requires_grad and compiled() is not None
 
 
@@ -73,7 +75,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, asked: Tensor, known: Tens
 def norms(body: Any) -> bool:
     """Whether the compiled residual and norm take the place of a BERT body's own."""
     weights = next(body.parameters())
-    if not weights.is_cpu or weights.dtype != torch.bfloat16 or compiled() is None:
+    if not weights.is_cpu or weights.dtype not in _DTYPES or compiled() is None:
         return False
     norms = [part.LayerNorm for layer in body.encoder.layer for part in (layer.attention.output, layer.output)]
     return all(type(norm) is nn.LayerNorm and norm.weight is not None and norm.bias is not None for norm in norms)
@@ -89,8 +91,8 @@ def add_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, epsilon:
 
 def tiles(body: Any) -> bool:
     """Whether the compiled MLP and projection, on tile registers, take the place of a BERT body's own."""
-    kernels = compiled()
-    if kernels is None or kernels.level() != "amx" or not norms(body) or body.config.hidden_act != "gelu":
+    kernels, half = compiled(), next(body.parameters()).dtype == torch.bfloat16
+    if kernels is None or not half or kernels.level() != "amx" or not norms(body) or body.config.hidden_act != "gelu":
         return False
     parts = (
         part for layer in body.encoder.layer for part in (layer.intermediate, layer.attention.output, layer.output)

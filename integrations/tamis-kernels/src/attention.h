@@ -1,0 +1,94 @@
+/* Softmax attention over sequences laid end to end: what its forms in bfloat16 and in float32 have in common. */
+#ifndef TAMIS_ATTENTION_H
+#define TAMIS_ATTENTION_H
+#include "kernels.h"
+
+#ifdef TAMIS_X86
+enum { KEYS = 256 }; /* keys whose scores stand in memory at once, for each of two blocks of queries */
+
+/* Rows of (heads, dim) numbers; strides in numbers. */
+typedef struct {
+    void *data;
+    int64_t row, head;
+} rows_of;
+
+typedef struct {
+    rows_of query, key, value, out;
+    const int32_t *asked, *known; /* segments + 1 each: where each segment's queries and keys begin */
+    int32_t queries, keys; /* rows of each, which the offsets must end with */
+    int32_t segments, heads, groups, dim;
+    int32_t causal, window; /* window: |query - key| < window; 0 sees all */
+    int32_t level, full; /* full: float32 numbers instead of bfloat16 */
+    float scale;
+} tamis_attention_job;
+
+/* What a thread has of some heads of one segment, and of two blocks of queries. */
+typedef struct {
+    const tamis_attention_job *job;
+    int asked, known; /* queries, keys */
+    int n, wide; /* keys, and numbers of a head, filled up to the form's step */
+    void *queries, *keys, *values, *weights;
+    float *scores, *out; /* (2, KEYS, 16) and (2, wide, 16) */
+} scratch;
+
+/* A way to compute. Heads count within the scratch, blocks of queries are one or two. */
+typedef struct {
+    int bytes, step; /* of a number; what keys and the numbers of a head are filled up to */
+    /* Lays `heads` heads of queries, and `groups` of keys and values, out. */
+    void (*lay)(const scratch *s, int64_t query, int64_t key, int head, int heads, int group, int groups);
+    /* Products of `size` keys from `start` on with blocks of queries from row `block` on, to `scores`. */
+    void (*score)(const scratch *s, int head, int group, int block, int blocks, int start, int size);
+    /* Weights 2^(factor score - less) of a block, to `weights`; returns their sums. */
+    __m512 (*weigh)(const scratch *s, int block, int size, __m512 factor, __m512 less);
+    /* Values weighted, to `out`, or added to it. */
+    void (*sum)(const scratch *s, int group, int blocks, int start, int size, int add);
+    /* A block of `out` times `over`, to the rows of `count` queries. */
+    void (*give)(const scratch *s, int block, __m512 over, int count, int64_t row, int head);
+} tamis_form;
+
+extern const tamis_form tamis_bf16, tamis_float;
+
+static INLINE int64_t up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+
+/* 16 rows of 16 dwords become columns. */
+WIDE static INLINE void transpose(__m512i r[16]) {
+    __m512i t[16];
+    for (int i = 0; i < 8; i++) {
+        t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+        t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+    }
+    for (int i = 0; i < 4; i++) {
+        r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+        r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+        r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+        r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0x88);
+        t[4 + i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0xdd);
+        t[8 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0x88);
+        t[12 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0xdd);
+    }
+    for (int i = 0; i < 4; i++) {
+        r[i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88);
+        r[8 + i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd);
+        r[4 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0x88);
+        r[12 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0xdd);
+    }
+}
+
+/* 2 to the power of x, to within rounding: a polynomial of x's fraction, whose own relative error is under 2e-9. */
+WIDE static INLINE __m512 exp2_full(__m512 x) {
+    const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m512 rest = _mm512_sub_ps(x, whole);
+    __m512 y = _mm512_set1_ps(1.5345812e-4f);
+    y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(1.3399931e-3f));
+    y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(9.618489e-3f));
+    y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(5.5503286e-2f));
+    y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(0.24022646f));
+    y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(0.6931472f));
+    y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(1.0f));
+    return _mm512_scalef_ps(y, whole);
+}
+#endif
+#endif
