@@ -45,6 +45,13 @@ def wordpiece() -> PreTrainedTokenizerFast:
     return _wrapped(core, ["input_ids", "token_type_ids", "attention_mask"], names)
 
 
+def bert_tokenizer(folder: Path, **settings: Any) -> Path:
+    """Gives a folder the vocabulary of `wordpiece` as a `BertTokenizer`, which is what most BERTs have."""
+    usual = {"do_lower_case": True, "model_max_length": 512}
+    transformers.BertTokenizer(wordpiece().get_vocab(), **{**usual, **settings}).save_pretrained(folder)
+    return folder
+
+
 @lru_cache
 def byte_level() -> PreTrainedTokenizerFast:
     """As RoBERTa's: `<s> q </s></s> p </s>`, no token types."""

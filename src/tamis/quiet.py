@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -15,6 +16,9 @@ _lock = threading.Lock()
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silences progress bars and loading reports: what they say, Tamis's errors say."""
+    if "transformers" not in sys.modules:  # nor will it be, by what is computed without it
+        yield
+        return
     from transformers.utils import logging
 
     with _lock:

@@ -73,7 +73,7 @@ class TextTokenizer:
     """A tokenizer's Rust core, used without ever changing it.
 
     Args:
-        tokenizer: A transformers tokenizer with a `tokenizers` backend.
+        tokenizer: A transformers tokenizer with a `tokenizers` backend, or a `tamis.bert_files.BertTokenizer`.
         lowercase: Lower-case texts first, as old sentence-transformers configs ask.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Loads a checkpoint's transformer with transformers' own classes, and refuses what it cannot score honestly."""
+"""Loads a checkpoint's transformer, mostly by transformers' own classes; refuses what it cannot score honestly."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from tamis import bert_files
 from tamis.checkpoint import Checkpoint, read_json
 from tamis.engine.architectures import ARCHITECTURES, DECODERS, Architecture
 from tamis.engine.attention import registered
@@ -17,6 +18,7 @@ from tamis.engine.devices import choose_devices, choose_dtype
 from tamis.engine.engine import Engine
 from tamis.engine.loaded import Lease, Loaded
 from tamis.errors import CorruptCheckpoint, InvalidInput, MissingExtra, RemoteCode, UnknownFamily, UntrainedHead
+from tamis.native import Native
 from tamis.native_encoders import native_of
 from tamis.options import LoadOptions
 from tamis.quiet import quiet
@@ -31,17 +33,32 @@ def architecture_of(config: Any, options: LoadOptions) -> Architecture | None:
     return None if options.attention == "padded" else ARCHITECTURES.get(config.model_type)
 
 
-def read_config(checkpoint: Checkpoint, options: LoadOptions) -> Any:
+def read_config(checkpoint: Checkpoint, options: LoadOptions, *, own: bool = False) -> Any:
     """The transformers config, cut to `num_layers`.
+
+    With `own`, a `tamis.bert_files.BertConfig` where Tamis computes the BERT itself: transformers is not imported.
 
     Raises:
         RemoteCode: The architecture is the checkpoint's own code.
         UnknownFamily: transformers does not know the architecture.
         InvalidInput: It has fewer layers than `num_layers`.
     """
+    native = native_of(checkpoint)
+    light = bert_files.read_config(checkpoint) if own and native is None else None
+    config: Any = _stock_config(checkpoint, options, native) if light is None else light
+    if options.num_layers is not None:
+        depth = config.num_hidden_layers
+        if options.num_layers > depth:
+            raise InvalidInput(f"num_layers={options.num_layers}, but {checkpoint.name} has {depth} layers.")
+        config.num_hidden_layers = options.num_layers
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[: options.num_layers]
+    return config
+
+
+def _stock_config(checkpoint: Checkpoint, options: LoadOptions, native: Native | None) -> Any:
     from transformers import CONFIG_MAPPING, AutoConfig
 
-    native = native_of(checkpoint)
     known = checkpoint.model_type in CONFIG_MAPPING or native is not None
     if not known and not options.trust_remote_code and checkpoint.gguf is None:
         if "auto_map" in checkpoint.config:
@@ -54,26 +71,15 @@ def read_config(checkpoint: Checkpoint, options: LoadOptions) -> Any:
             "it may need a newer release: pip install -U transformers."
         )
     if checkpoint.gguf is not None:
-        config = _gguf_config(checkpoint)
-    elif native is not None:
-        config = native.config(checkpoint.config)
-    else:
-        with quiet():
-            config = AutoConfig.from_pretrained(
-                checkpoint.body, trust_remote_code=options.trust_remote_code and not known
-            )
-    if options.num_layers is not None:
-        depth = config.num_hidden_layers
-        if options.num_layers > depth:
-            raise InvalidInput(f"num_layers={options.num_layers}, but {checkpoint.name} has {depth} layers.")
-        config.num_hidden_layers = options.num_layers
-        if getattr(config, "layer_types", None):
-            config.layer_types = config.layer_types[: options.num_layers]
-    return config
+        return _gguf_config(checkpoint)
+    if native is not None:
+        return native.config(checkpoint.config)
+    with quiet():
+        return AutoConfig.from_pretrained(checkpoint.body, trust_remote_code=options.trust_remote_code and not known)
 
 
 def load_model(
-    auto_class: Any,
+    class_name: str,
     checkpoint: Checkpoint,
     config: Any,
     options: LoadOptions,
@@ -81,7 +87,7 @@ def load_model(
     *,
     stock: bool = False,
 ) -> tuple[Any, set[str]]:
-    """The model in evaluation mode on the host, and the names of weights that the checkpoint did not have.
+    """A model of one of transformers' classes, in evaluation mode on the host, and the weights that the files lack.
 
     With `stock` it is transformers' own where transformers has one: training needs what that can do besides.
 
@@ -94,8 +100,9 @@ def load_model(
     architecture = architecture_of(config, options)
     native = native_of(checkpoint)
     renamed = native.renamed if native is not None else {}
-    kind = own_class(config, auto_class, checkpoint, stock=stock)
-    patchless = kind is auto_class and architecture is not None and architecture.patch is None
+    own = own_class(config, class_name, checkpoint, stock=stock)
+    kind = own or _stock_class(class_name)
+    patchless = own is None and architecture is not None and architecture.patch is None
     attention = {"attn_implementation": registered()} if patchless else {}
     try:
         with quiet():
@@ -118,19 +125,25 @@ def load_model(
     return model, set(info["missing_keys"])
 
 
-def own_class(config: Any, auto_class: Any, checkpoint: Checkpoint, *, stock: bool = False) -> Any:
-    """The class of Tamis's own for an architecture that it computes itself; else `auto_class`."""
-    classifies = auto_class.__name__.endswith("ForSequenceClassification")
+def _stock_class(name: str) -> Any:
+    import transformers
+
+    return getattr(transformers, name)
+
+
+def own_class(config: Any, class_name: str, checkpoint: Checkpoint, *, stock: bool = False) -> Any:
+    """Tamis's own instead of a class of transformers, for an architecture that it computes itself; else None."""
+    classifies = class_name.endswith("ForSequenceClassification")
     if config.model_type == "jina_bert":
         from tamis.engine import jina_bert
 
         return jina_bert.JinaBertForSequenceClassification if classifies else jina_bert.JinaBertModel
-    if not stock and auto_class.__name__ in ("AutoModel", "AutoModelForSequenceClassification"):
+    if not stock and class_name in ("AutoModel", "AutoModelForSequenceClassification"):
         from tamis.engine import bert
 
         if bert.computes(config, checkpoint.body) and "auto_map" not in checkpoint.config:
             return bert.BertForSequenceClassification if classifies else bert.BertModel
-    return auto_class
+    return None
 
 
 def runs_code(checkpoint: Checkpoint, options: LoadOptions) -> bool:
@@ -212,16 +225,17 @@ def load_tokenizer(checkpoint: Checkpoint, options: LoadOptions) -> tuple[TextTo
     Raises:
         CorruptCheckpoint: Its files are missing or damaged.
     """
-    from transformers import AutoTokenizer
-
+    tokenizer: Any = bert_files.read_tokenizer(checkpoint)
+    auto = _stock_class("AutoTokenizer") if tokenizer is None else None
     try:
-        with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(
-                checkpoint.body,
-                local_files_only=True,
-                trust_remote_code=runs_code(checkpoint, options),  # no None, or it asks on a terminal
-                **({"gguf_file": checkpoint.gguf} if checkpoint.gguf else {}),
-            )
+        if auto is not None:
+            with quiet():
+                tokenizer = auto.from_pretrained(
+                    checkpoint.body,
+                    local_files_only=True,
+                    trust_remote_code=runs_code(checkpoint, options),  # no None, or it asks on a terminal
+                    **({"gguf_file": checkpoint.gguf} if checkpoint.gguf else {}),
+                )
         core = TextTokenizer(tokenizer, lowercase=bool(checkpoint.transformer_config.get("do_lower_case")))
     except UnknownFamily:
         raise

@@ -46,7 +46,7 @@ def computes(config: Any, folder: Path) -> bool:
     """Whether this is all that a config asks for, and its weights lie in one file of safetensors."""
     return (
         config.model_type == "bert"
-        and type(config).__module__.startswith("transformers.")
+        and type(config).__module__.startswith(("transformers.", "tamis."))
         and config.hidden_act in ACTIVATIONS
         and not getattr(config, "is_decoder", False)
         and not getattr(config, "add_cross_attention", False)

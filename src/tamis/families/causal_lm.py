@@ -80,8 +80,6 @@ def _build(
 
 
 def _load(answers: Answers, checkpoint: Checkpoint, options: LoadOptions, devices: Sequence[Any], dtype: Any) -> Any:
-    from transformers import AutoModelForCausalLM
-
     from tamis import transformer
     from tamis.cache import ByteLRU
     from tamis.engine.causal import causal_runner
@@ -97,7 +95,7 @@ def _load(answers: Answers, checkpoint: Checkpoint, options: LoadOptions, device
         raise UnknownFamily(f"{checkpoint.name} has no rows {ids} in its vocabulary of {vocabulary}.")
 
     def runner(device: Any) -> Any:
-        model, missing = transformer.load_model(AutoModelForCausalLM, checkpoint, config, options, dtype)
+        model, missing = transformer.load_model("AutoModelForCausalLM", checkpoint, config, options, dtype)
         transformer.check_missing(model, missing, checkpoint, options)
         return causal_runner(model.to(device), architecture, tokenizer.pad_id, longest, ids)
 

@@ -44,13 +44,6 @@ def build_dpr(checkpoint: Checkpoint, options: LoadOptions) -> Scorer:
     return build(checkpoint, options, pooling="cls", similarity="dot")
 
 
-def dpr_class(checkpoint: Checkpoint) -> Any:
-    """The class that saved it; `AutoModel` takes every DPR model for a question encoder."""
-    from transformers import DPRContextEncoder, DPRQuestionEncoder
-
-    return DPRContextEncoder if checkpoint.architecture == "DPRContextEncoder" else DPRQuestionEncoder
-
-
 def dpr_parts(model: Any) -> tuple[Any, Any]:
     """The BERT in it, and the projection behind it, in float32, or None."""
     encoder = getattr(model, model.base_model_prefix)

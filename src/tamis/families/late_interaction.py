@@ -87,7 +87,6 @@ def _load(
     checkpoint: Checkpoint, options: LoadOptions, devices: Sequence[Any], dtype: Any, *, colbert: ColbertLayout
 ) -> Any:
     import torch
-    from transformers import AutoModel
 
     from tamis import transformer
     from tamis.cache import ByteLRU
@@ -95,7 +94,7 @@ def _load(
     from tamis.engine.backbone import Backbone, Readable, probe
     from tamis.engine.loaded import Loaded
 
-    config = transformer.read_config(checkpoint, options)
+    config = transformer.read_config(checkpoint, options, own=True)
     tokenizer, tokenizer_length = transformer.load_tokenizer(checkpoint, options)
     known = ARCHITECTURES.get(config.model_type)
     positions = getattr(config, "max_position_embeddings", None) or tokenizer_length
@@ -103,7 +102,7 @@ def _load(
     architecture = transformer.architecture_of(config, options)
 
     def runner(device: Any) -> Readable:
-        model, missing = transformer.load_model(AutoModel, checkpoint, config, options, dtype)
+        model, missing = transformer.load_model("AutoModel", checkpoint, config, options, dtype)
         lacking = sorted(key for key in missing if "pooler." not in key)
         if lacking:
             raise CorruptCheckpoint(

@@ -87,8 +87,6 @@ def _load(
     devices: Sequence[Any],
     dtype: Any,
 ) -> Any:
-    from transformers import AutoModel
-
     from tamis import transformer
     from tamis.cache import ByteLRU
     from tamis.engine.layerwise import layer_heads, layerwise_runner
@@ -103,7 +101,7 @@ def _load(
     cap = getattr(config, "final_logit_softcapping", None)
 
     def runner(device: Any) -> Any:
-        body, missing = transformer.load_model(AutoModel, checkpoint, config, options, dtype)
+        body, missing = transformer.load_model("AutoModel", checkpoint, config, options, dtype)
         if missing:
             raise CorruptCheckpoint(
                 f"{checkpoint.name} lacks {len(missing)} weights of its body ({min(missing)}, ...): it was saved "

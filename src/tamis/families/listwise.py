@@ -62,8 +62,6 @@ def _build(query: int, passage: int, block: int, checkpoint: Checkpoint, options
 
 
 def _load(checkpoint: Checkpoint, options: LoadOptions, devices: Sequence[Any], dtype: Any) -> Any:
-    from transformers import AutoModel
-
     from tamis import transformer
     from tamis.cache import ByteLRU
     from tamis.engine.listwise import listwise_runner
@@ -77,7 +75,7 @@ def _load(checkpoint: Checkpoint, options: LoadOptions, devices: Sequence[Any], 
     weights = projector_weights(checkpoint, config.hidden_size)
 
     def runner(device: Any) -> Any:
-        model, missing = transformer.load_model(AutoModel, checkpoint, config, options, dtype)
+        model, missing = transformer.load_model("AutoModel", checkpoint, config, options, dtype)
         if missing:
             raise CorruptCheckpoint(
                 f"{checkpoint.name} lacks {len(missing)} weights ({min(missing)}, ...): it was saved incompletely."

@@ -94,23 +94,22 @@ def build(
 
 def _load(pooling: str, checkpoint: Checkpoint, options: LoadOptions, devices: Sequence[Any], dtype: Any) -> Any:
     import torch
-    from transformers import AutoModel, AutoModelForTextEncoding
 
     from tamis import transformer
     from tamis.cache import ByteLRU
     from tamis.engine.backbone import Backbone, Readable, probe
     from tamis.engine.loaded import Loaded
-    from tamis.families.dual_encoders import dpr_class, dpr_parts
+    from tamis.families.dual_encoders import dpr_parts
 
     readout = readout_of(checkpoint, pooling)
-    config = transformer.read_config(checkpoint, options)
+    config = transformer.read_config(checkpoint, options, own=True)
     tokenizer, tokenizer_length = transformer.load_tokenizer(checkpoint, options)
     longest = transformer.longest_of(checkpoint, config, tokenizer_length)
     architecture = transformer.architecture_of(config, options)
     dpr = config.model_type == "dpr"
-    model_class = dpr_class(checkpoint) if dpr else AutoModel
+    model_class = checkpoint.architecture if dpr else "AutoModel"  # which takes every DPR model for a question encoder
     if config.model_type in _ENCODER_HALVES:
-        model_class = AutoModelForTextEncoding
+        model_class = "AutoModelForTextEncoding"
 
     def runner(device: Any) -> Readable:
         model, missing = transformer.load_model(model_class, checkpoint, config, options, dtype)

@@ -89,8 +89,6 @@ def build(checkpoint: Checkpoint, options: LoadOptions) -> Scorer:
 
 
 def _load(checkpoint: Checkpoint, options: LoadOptions, devices: Sequence[Any], dtype: Any) -> Any:
-    from transformers import AutoModelForSeq2SeqLM
-
     from tamis import transformer
     from tamis.cache import ByteLRU
     from tamis.engine.loaded import Loaded
@@ -102,7 +100,7 @@ def _load(checkpoint: Checkpoint, options: LoadOptions, devices: Sequence[Any], 
     rows = answers(tokenizer, checkpoint, config.vocab_size)
 
     def runner(device: Any) -> Any:
-        model, missing = transformer.load_model(AutoModelForSeq2SeqLM, checkpoint, config, options, dtype)
+        model, missing = transformer.load_model("AutoModelForSeq2SeqLM", checkpoint, config, options, dtype)
         if missing:
             raise CorruptCheckpoint(
                 f"{checkpoint.name} lacks {len(missing)} weights ({min(missing)}, ...): it was saved incompletely."

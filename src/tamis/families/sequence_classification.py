@@ -14,6 +14,7 @@ from tamis.scorers.base import Scorer
 
 logger = logging.getLogger(__name__)
 
+CLASS = "AutoModelForSequenceClassification"
 _PLAIN_ACTIVATIONS = ("Identity", "Sigmoid")
 
 
@@ -51,15 +52,13 @@ def load_classifier(
     adjust: Callable[[Any], None] = lambda _: None,
 ) -> Any:
     """A classification model in memory; `adjust` sees, and may change, its config before it is made."""
-    from transformers import AutoModelForSequenceClassification
-
     from tamis import transformer
     from tamis.cache import ByteLRU
     from tamis.engine.architectures import ARCHITECTURES
     from tamis.engine.classifier import classifier_runner
     from tamis.engine.loaded import Loaded
 
-    config = transformer.read_config(checkpoint, options)
+    config = transformer.read_config(checkpoint, options, own=True)
     adjust(config)
     if config.num_labels not in (1, 2):
         raise UnknownFamily(
@@ -72,7 +71,7 @@ def load_classifier(
     architecture, pack = ARCHITECTURES.get(config.model_type), options.attention == "auto"
 
     def runner(device: Any) -> Any:
-        model, missing = transformer.load_model(AutoModelForSequenceClassification, checkpoint, config, options, dtype)
+        model, missing = transformer.load_model(CLASS, checkpoint, config, options, dtype)
         transformer.check_missing(model, missing, checkpoint, options)
         return classifier_runner(model.to(device), architecture, tokenizer.pad_id, longest, pack=pack)
 

@@ -202,7 +202,6 @@ def _load(
     dtype: Any,
 ) -> Any:
     import torch
-    from transformers import AutoModelForCausalLM
 
     from tamis import transformer
     from tamis.cache import ByteLRU
@@ -222,7 +221,7 @@ def _load(
     tokenizer, tokenizer_length = transformer.load_tokenizer(checkpoint, options)
     longest = transformer.longest_of(checkpoint, config, tokenizer_length)
     prompts = Tokenised(wording_of(more, tokenizer, checkpoint.name), tokenizer)
-    model, missing = transformer.load_model(AutoModelForCausalLM, checkpoint, config, options, dtype)
+    model, missing = transformer.load_model("AutoModelForCausalLM", checkpoint, config, options, dtype)
     transformer.check_missing(model, missing, checkpoint, options)
     if adapter is not None:
         model = merged(model, adapter, checkpoint.name)

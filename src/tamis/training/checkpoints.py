@@ -91,14 +91,13 @@ def start(recipe: Recipe, options: Options, texts: Iterable[str], folder: Path) 
 
 def _write(found: Checkpoint, config: Any, options: Options, texts: Iterable[str], folder: Path) -> None:
     import torch
-    from transformers import AutoModelForSequenceClassification
 
     from tamis import transformer
 
     copy_tokenizer(found, folder)
     loading = LoadOptions(attention="padded", head="new")
     model, missing = transformer.load_model(
-        AutoModelForSequenceClassification, found, config, loading, torch.float32, stock=True
+        "AutoModelForSequenceClassification", found, config, loading, torch.float32, stock=True
     )
     transformer.check_missing(model, missing, found, loading)
     if options.vocabulary is not None:

@@ -93,7 +93,7 @@ def begin(model: str, dtype: str = "float32", *, num_layers: int | None = None) 
         LoadError: It cannot be loaded, or is no causal language model.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     from tamis import transformer
     from tamis.quiet import quiet
@@ -103,7 +103,7 @@ def begin(model: str, dtype: str = "float32", *, num_layers: int | None = None) 
     transformer.check_causal(found)
     options = LoadOptions(attention="padded", num_layers=num_layers)  # what runs packed keeps no gradients
     config = transformer.read_config(found, options)
-    loaded, missing = transformer.load_model(AutoModelForCausalLM, found, config, options, getattr(torch, dtype))
+    loaded, missing = transformer.load_model("AutoModelForCausalLM", found, config, options, getattr(torch, dtype))
     transformer.check_missing(loaded, missing, found, options)
     text, longest = transformer.load_tokenizer(found, options)
     with quiet():
