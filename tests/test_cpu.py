@@ -12,7 +12,7 @@ import tiny
 from tamis.engine.architectures import ARCHITECTURES
 from tamis.engine.attention import registered
 from tamis.engine.backbone import Backbone, probe
-from tamis.engine.cpu import PrepackedLinear, Tuned, can_prepack
+from tamis.engine.cpu import Joined, PrepackedLinear, Tuned, can_prepack
 
 needs_onednn = pytest.mark.skipif(not can_prepack(torch.float32), reason="this torch has no oneDNN operators")
 
@@ -38,6 +38,43 @@ def test_prepacked_bfloat16_is_no_further_from_float32_than_linear():
         plain = (half(halved).float() - exact).abs().max()
         prepacked = (PrepackedLinear(half)(halved).float() - exact).abs().max()
     assert prepacked <= 1.5 * plain
+
+
+@needs_onednn
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_joined_layers_are_themselves_in_whatever_order_they_are_called(dtype, bias):
+    torch.manual_seed(0)
+    linears = [torch.nn.Linear(48, out, bias=bias).to(dtype) for out in (96, 32, 64)]
+    joined = Joined(linears)
+    one, other = (torch.randn(2, 7, 48).to(dtype) for _ in range(2))
+    near = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 1e-2, "rtol": 1e-2}
+    with torch.inference_mode():
+        for number, x in ((0, one), (1, one), (2, one), (0, one), (1, other), (2, one), (2, one), (0, other), (1, other)):
+            torch.testing.assert_close(joined.parts[number](x), linears[number](x), **near)
+    assert joined._input is other  # its last part was not asked for
+    with torch.inference_mode():
+        joined.parts[2](other)
+    assert joined._input is None, "what nobody will ask for again is kept"
+
+
+@needs_onednn
+def test_one_product_for_layers_of_one_input(monkeypatch):
+    linears = [torch.nn.Linear(48, 48) for _ in range(3)]
+    joined, x, products = Joined(linears), torch.randn(5, 48), []
+    monkeypatch.setattr(PrepackedLinear, "forward", counted(PrepackedLinear.forward, products))
+    with torch.inference_mode():
+        for part in joined.parts:
+            part(x)
+    assert len(products) == 1
+
+
+def counted(run, calls):
+    def counts(*arguments):
+        calls.append(arguments)
+        return run(*arguments)
+
+    return counts
 
 
 def packed_encoder(folder):
@@ -79,6 +116,9 @@ def test_a_change_that_makes_a_difference_is_taken_back(tmp_path):
 def test_loads_use_it(classifier):
     with tamis.load(classifier("bert"), dtype="float32", device="cpu") as reranker:
         body = reranker._scorer._lease.loaded.engine._devices[0].runner._backbone.body
-        assert isinstance(body.encoder.layer[0].attention.self.query, PrepackedLinear)
+        first, last = (body.encoder.layer[i].attention.self for i in (0, -1))
+        assert first.query._output.func.__self__ is first.value._output.func.__self__
+        assert isinstance(last.query, PrepackedLinear)  # of fewer rows than keys and values
+        assert last.key._output.func.__self__ is last.value._output.func.__self__
         assert isinstance(body.encoder.layer[0].intermediate.intermediate_act_fn, torch.nn.Identity)
         assert np.isfinite(reranker.logits("zip", ["a zip archive"])).all()

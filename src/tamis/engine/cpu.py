@@ -6,6 +6,7 @@ Measured with MiniLM-L6 on one core (see benchmarks/RESULTS.md): the last layer 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,12 @@ from tamis.engine import kernels
 from tamis.engine.packing import Layout, current
 
 _ROWS = 2048  # the number of rows that the weight layout is chosen for; it was faster than the plain one at 32 too
+_TOGETHER = (  # linear layers that read the same input, as encoders and decoders call them
+    ("query", "key", "value"),
+    ("q_lin", "k_lin", "v_lin"),
+    ("q_proj", "k_proj", "v_proj"),
+    ("gate_proj", "up_proj"),
+)
 
 
 class PrepackedLinear(nn.Module):
@@ -38,6 +45,52 @@ class PrepackedLinear(nn.Module):
         after, algorithm = self._after
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, after, [], algorithm)
         return out
+
+
+class Joined:
+    """Linear layers of one input as one product: the input is read once, and small products are slow.
+
+    Each of `parts` is called as its layer was. The first one computes for all, which the others are given as long as
+    they are called with the same tensor.
+
+    Args:
+        linears: Of as many inputs each, on a CPU, all with a bias or all without.
+    """
+
+    def __init__(self, linears: Sequence[nn.Linear]) -> None:
+        self._sizes = [one.out_features for one in linears]
+        whole = nn.Linear(linears[0].in_features, sum(self._sizes), bias=False, device="meta")
+        whole.weight = nn.Parameter(torch.cat([one.weight for one in linears]), requires_grad=False)
+        if linears[0].bias is not None:
+            whole.bias = nn.Parameter(torch.cat([one.bias for one in linears]), requires_grad=False)
+        self._whole = PrepackedLinear(whole)
+        self._input: Tensor | None = None
+        self._waiting: dict[int, Tensor] = {}
+        self.parts = [_Part(self, number) for number in range(len(linears))]
+
+    def output(self, number: int, x: Tensor) -> Tensor:
+        """What the layer of that number makes of (..., in): (..., out)."""
+        if self._input is not x or number not in self._waiting:
+            self._input, self._waiting = x, dict(enumerate(self._whole(x).split(self._sizes, dim=-1)))
+        out = self._waiting.pop(number)
+        if not self._waiting:
+            self._input = None
+        return out
+
+
+class _Part(nn.Module):
+    def __init__(self, joined: Joined, number: int) -> None:
+        super().__init__()
+        self._output = partial(joined.output, number)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._output(x)
+
+
+def _can_join(linears: Sequence[Any]) -> bool:
+    """Whether these are linear layers, of as many inputs, and all or none with a bias."""
+    alike = {(one.in_features, one.bias is None) for one in linears if type(one) is nn.Linear}
+    return len(alike) == 1 and all(type(one) is nn.Linear for one in linears)
 
 
 def can_prepack(dtype: torch.dtype) -> bool:
@@ -72,8 +125,8 @@ class Tuned:
             for layer in body.encoder.layer:
                 for part in (layer.attention.output, layer.output):
                     self._replace(part, "forward", partial(_added_and_normed, part))
-        if bert_layers and first_only:
-            last = body.encoder.layer[-1]
+        last = body.encoder.layer[-1] if bert_layers and first_only else None
+        if last is not None:
             self._replace(last, "forward", partial(_first_rows, last, last.forward))
         if can_prepack(next(body.parameters()).dtype):
             if bert_layers and not tiles and body.config.hidden_act == "gelu":
@@ -82,9 +135,18 @@ class Tuned:
                     self._replace(inner, "dense", PrepackedLinear(inner.dense, gelu=True))
                     self._replace(inner, "intermediate_act_fn", nn.Identity())
             for parent in list(body.modules()):
+                for names in _TOGETHER:
+                    apart = last is not None and parent is last.attention.self  # its query reads other rows
+                    self._join(parent, names[1:] if apart else names)
                 for name, child in list(parent.named_children()):
                     if type(child) is nn.Linear:
                         self._replace(parent, name, PrepackedLinear(child))
+
+    def _join(self, parent: nn.Module, names: Sequence[str]) -> None:
+        linears: list[Any] = [getattr(parent, name, None) for name in names]
+        if _can_join(linears):
+            for name, part in zip(names, Joined(linears).parts, strict=True):
+                self._replace(parent, name, part)
 
     def take_back(self) -> None:
         """Makes the body what it was."""
