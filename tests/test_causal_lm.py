@@ -15,6 +15,7 @@ import tamis
 import tiny
 import tiny_lm
 from golden import checkpoints
+from tamis import gguf_files
 from tamis.families import families
 from tamis.families.wordings import BGE, BGE_LIGHTWEIGHT, CTXL, MXBAI, QWEN3, ZERANK
 
@@ -511,15 +512,22 @@ def test_a_real_chat_model_zero_shot(smollm2):
 
 
 def test_a_gguf_file_is_parsed_once_for_its_config_and_dequantised(smollm2, smollm2_gguf, tmp_path, monkeypatch):
-    from transformers import modeling_gguf_pytorch_utils as gguf
+    import gguf
+    from transformers import modeling_gguf_pytorch_utils as utils
 
-    parsed, parse = [], gguf.load_gguf_checkpoint
+    parsed, parse, opened = [], utils.load_gguf_checkpoint, []
 
     def noted(path, return_tensors=False, **options):
         parsed.append(return_tensors)
         return parse(path, return_tensors=return_tensors, **options)
 
-    monkeypatch.setattr(gguf, "load_gguf_checkpoint", noted)
+    class Noted(gguf.GGUFReader):
+        def __init__(self, path, *mode):
+            opened.append(path)
+            super().__init__(path, *mode)
+
+    monkeypatch.setattr(utils, "load_gguf_checkpoint", noted)
+    monkeypatch.setattr(gguf, "GGUFReader", Noted)
     query, passages = "which planet is red?", ["Mars is red.", "Venus is white."]
     with (
         tamis.load(smollm2_gguf, mode="causal-lm", dtype="float32") as packed,
@@ -528,6 +536,8 @@ def test_a_gguf_file_is_parsed_once_for_its_config_and_dequantised(smollm2, smol
         assert packed.logits(query, passages) == pytest.approx(unpacked.logits(query, passages), abs=1e-5)
     assert parsed.count(True) == 1
     assert parsed.count(False) <= 1  # seconds each; none if the file was read before
+    assert len(opened) == 1
+    assert not gguf_files._readers, "a header is kept that nobody will ask for"
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF" + bytes(64))
     with pytest.raises(tamis.CorruptCheckpoint, match="GGUF"):

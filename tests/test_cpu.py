@@ -50,7 +50,17 @@ def test_joined_layers_are_themselves_in_whatever_order_they_are_called(dtype, b
     one, other = (torch.randn(2, 7, 48).to(dtype) for _ in range(2))
     near = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 1e-2, "rtol": 1e-2}
     with torch.inference_mode():
-        for number, x in ((0, one), (1, one), (2, one), (0, one), (1, other), (2, one), (2, one), (0, other), (1, other)):
+        for number, x in (
+            (0, one),
+            (1, one),
+            (2, one),
+            (0, one),
+            (1, other),
+            (2, one),
+            (2, one),
+            (0, other),
+            (1, other),
+        ):
             torch.testing.assert_close(joined.parts[number](x), linears[number](x), **near)
     assert joined._input is other  # its last part was not asked for
     with torch.inference_mode():
