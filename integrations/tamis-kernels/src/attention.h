@@ -77,6 +77,13 @@ WIDE static INLINE void transpose(__m512i r[16]) {
     }
 }
 
+/* 16 numbers from `d` on of a block's 16 queries, (queries, numbers), times `over`. */
+WIDE static INLINE void summed(const scratch *s, int block, int d, __m512 over, __m512i r[16]) {
+    const float *at = s->out + ((int64_t)block * s->wide + d) * LANES;
+    for (int i = 0; i < 16; i++) r[i] = _mm512_castps_si512(_mm512_mul_ps(_mm512_load_ps(at + i * LANES), over));
+    transpose(r);
+}
+
 /* 2 to the power of x, to within rounding: a polynomial of x's fraction, whose own relative error is under 2e-9. */
 WIDE static INLINE __m512 exp2_full(__m512 x) {
     const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);

@@ -217,11 +217,7 @@ WIDE static void give(const scratch *s, int block, __m512 over, int count, int64
     const int dim = s->job->dim;
     for (int d = 0; d < dim; d += LANES) {
         __m512i r[16];
-        for (int i = 0; i < 16; i++) {
-            const float *at = s->out + ((int64_t)block * s->wide + d + i) * LANES;
-            r[i] = _mm512_castps_si512(_mm512_mul_ps(_mm512_load_ps(at), over));
-        }
-        transpose(r);
+        summed(s, block, d, over, r);
         for (int i = 0; i < count; i++) {
             uint16_t *to = (uint16_t *)x->data + (row + i) * x->row + head * x->head + d;
             _mm256_mask_storeu_epi16(to, upto(dim - d), (__m256i)_mm512_cvtneps_pbh(_mm512_castsi512_ps(r[i])));

@@ -109,11 +109,7 @@ WIDE static void give(const scratch *s, int block, __m512 over, int count, int64
     const int dim = s->job->dim;
     for (int d = 0; d < dim; d += LANES) {
         __m512i r[16];
-        for (int i = 0; i < 16; i++) {
-            const float *at = s->out + ((int64_t)block * s->wide + d + i) * LANES;
-            r[i] = _mm512_castps_si512(_mm512_mul_ps(_mm512_load_ps(at), over));
-        }
-        transpose(r);
+        summed(s, block, d, over, r);
         for (int i = 0; i < count; i++) {
             float *to = (float *)x->data + (row + i) * x->row + head * x->head + d;
             _mm512_mask_storeu_ps(to, upto(dim - d), _mm512_castsi512_ps(r[i]));
