@@ -1,4 +1,8 @@
-"""How long an event loop was held, told apart from a process whose machine stood still."""
+"""How long an event loop was held, told apart from a process whose machine stood still.
+
+A thread beside the loop shows the difference. What it does not show is a call that keeps the interpreter's lock: no
+thread runs then, and that time is taken off too.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""What makes an encoder faster on a CPU. Each change is exact up to rounding; `Backbone.tune` checks it at every load.
+"""What makes a model faster on a CPU. Each change is exact up to rounding; `Backbone.tune` checks it at every load.
 
-Measured with MiniLM-L6 on one core (see benchmarks/RESULTS.md): the last layer for the rows that are read saves
-1/7 of the time, oneDNN's own weight layout 1/12, and GELU inside the product before it another few hundredths.
+Measured with MiniLM-L6 (see benchmarks/RESULTS.md): on one core the last layer for the rows that are read saves 1/7 of
+the time, oneDNN's own weight layout 1/12, and GELU inside the product before it another few hundredths; on two, one
+product for layers of one input another few.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ class Tuned:
     """The changes made to one body, which can be taken back.
 
     Args:
-        body: A transformers encoder on a CPU.
+        body: A transformers encoder or decoder on a CPU.
         bert_layers: Whether its layers have the shape of BERT's.
         first_only: Whether only the first token of each sequence is read.
     """
