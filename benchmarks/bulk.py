@@ -34,6 +34,8 @@ import workload as loads
 from rich.console import Console
 from rich.table import Table
 
+from tamis.evaluation.prose import LONGEST, sample_passages
+
 PER_QUERY = 50
 FILES = 4
 EVERY = 0.5  # seconds between two looks at the memory
@@ -63,7 +65,7 @@ def write(folder: Path, size: Size) -> None:
     import pyarrow as pa
     from pyarrow.parquet import write_table
 
-    texts = loads.passages(size.pairs)
+    texts = sample_passages(size.pairs)
     rows = [
         {"id": i, "query": f"{loads.QUERY} ({i // PER_QUERY})", "text": " ".join(text.split()[: size.words])}
         for i, text in enumerate(texts)
@@ -276,7 +278,7 @@ def report(result: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=100_000)
-    parser.add_argument("--words", type=int, default=loads.LONGEST, help="passages are cut to this many")
+    parser.add_argument("--words", type=int, default=LONGEST, help="passages are cut to this many")
     parser.add_argument("--cores", type=int, default=machine.cores())
     parser.add_argument("--actors", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=1)

@@ -22,6 +22,8 @@ from peers import Ready
 from report import lines, verdict
 from workload import Workload
 
+from tamis.evaluation.prose import prose, sample_passages, stretches
+
 _BERT = replace(SHAPES["minilm-l6"], real=False)
 _LLAMA = replace(SHAPES["llama-1b-bidirectional"], more={})
 ENCODERS = (  # with what share of the matrix rate each must reach
@@ -76,7 +78,7 @@ class Job:
     def saved(self, shape: Shape, dtype: str = "bfloat16") -> Path:
         """The checkpoint; the one before is deleted."""
         shutil.rmtree(self.folder / "model", ignore_errors=True)
-        return models.save(shape, self.folder / "model", loads.prose()[:40_000], dtype, self.device)
+        return models.save(shape, self.folder / "model", prose()[:40_000], dtype, self.device)
 
     def small(self, shape: Shape) -> Shape:
         """The shape, or with --quick one that a CPU runs in no time."""
@@ -89,7 +91,7 @@ def check(job: Job) -> dict[str, Any]:
     import tamis
 
     rows = []
-    passages = loads.stretches(list(range(2, 8 if job.quick else 34)), np.random.default_rng(loads.SEED))
+    passages = stretches(list(range(2, 8 if job.quick else 34)), np.random.default_rng(loads.SEED))
     for shape in (_BERT, *(SHAPES[name] for name in ("bge-reranker-base", "modernbert-base", "qwen3-0.6b"))):
         tiny = replace(shape, **{**SMALL, "kv_heads": 2 if shape.kind == "yes-no" else 4})
         folder = job.saved(tiny, "float32")
@@ -127,7 +129,7 @@ def encoder(whole: Shape, bound: float | None, job: Job) -> dict[str, Any]:
     """Mixed lengths, with the share of the matrix rate that is asked for."""
     shape = job.small(whole)
     folder = job.saved(shape)
-    workload = Workload(loads.QUERY, loads.passages(job.passages), folder, shape)
+    workload = Workload(loads.QUERY, sample_passages(job.passages), folder, shape)
     made = contest(job, workload, f"{job.passages} passages of lognormal length")
     ours = made["rows"][-1]
     made["notes"].append(verdict(f"Over {made['rows'][0]['name']}, at least 3x", ours["ratio"], ours["ratio"] >= 3))
@@ -200,7 +202,7 @@ def rankrag(whole: Shape, job: Job) -> dict[str, Any]:
     folder = job.saved(shape)
     n, rounds = (4, 1) if job.quick else (HUNDRED, min(3, job.rounds))
     words = [20 if job.quick else PASSAGE_WORDS] * n * (rounds + 1)
-    texts = loads.stretches(words, np.random.default_rng(loads.SEED), distinct=True)
+    texts = stretches(words, np.random.default_rng(loads.SEED), distinct=True)
     taken: dict[str, list[float]] = {"Tamis, cold": [], "Tamis, warm": []}
     peaks: dict[str, float | None] = {}
     options: dict[str, Any] = {"style": "plain", "dtype": "bfloat16", "passage_bytes": PASSAGE_BYTES}

@@ -31,6 +31,8 @@ from models import SHAPES
 from processes import Process
 from report import console, lines, table, write
 
+from tamis.evaluation.prose import prose, sample_passages, stretches
+
 NEAR = 0.1  # by which an exponent may be above that of the work
 FLAT = 1.25  # times the smallest step's peak
 EACH = 10  # passages of a request
@@ -66,9 +68,9 @@ class Series:
         self._reranker = tamis.load(checkpoint, device="cpu")
         rng = np.random.default_rng(loads.SEED)
         count = {"passages": largest, "length": 0, "requests": largest * (EACH + 1)}[kind]
-        texts = loads.stretches(rng.integers(WORDS[0], WORDS[1] + 1, count).tolist(), rng) if count else []
+        texts = stretches(rng.integers(WORDS[0], WORDS[1] + 1, count).tolist(), rng) if count else []
         self._texts = [f"{text} {i}" for i, text in enumerate(texts)]  # all different: equal ones are computed once
-        self._reranker.logits(loads.QUERY, self._texts[:EACH] or loads.passages(EACH))
+        self._reranker.logits(loads.QUERY, self._texts[:EACH] or sample_passages(EACH))
 
     def measure(self, size: int) -> dict[str, float | None]:
         """Seconds and MB of a step, and what one unit of it took."""
@@ -125,7 +127,7 @@ def main() -> None:
         for kind in arguments.only:
             checkpoint = Path(folder) / ("long" if kind == "length" else "short")
             if not checkpoint.exists():
-                models.save(LONG if kind == "length" else SHAPES["minilm-l6"], checkpoint, loads.prose()[:40_000])
+                models.save(LONG if kind == "length" else SHAPES["minilm-l6"], checkpoint, prose()[:40_000])
             fixed = (256, 1) if arguments.quick else (TOKENS, REPEATS)
             report["series"].append(measured(kind, checkpoint, sizes[kind], *fixed))
             write(arguments.json, report)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from report import console
 
 import tamis
+from tamis.evaluation.prose import sample_passages
 from tamis.families.wordings import BGE, QWEN3, ZERO_SHOT_TASK, ZERO_SHOT_TURN
 
 Logits: TypeAlias = NDArray[np.float64]
@@ -33,7 +34,7 @@ class Texts:
     """Passages, and a query for each round and one to warm up with, from the standard library's prose."""
 
     def __init__(self, passages: int, rounds: int) -> None:
-        self.prose = " ".join(loads.passages(512)).split()
+        self.prose = " ".join(sample_passages(512)).split()
         rng = np.random.default_rng(loads.SEED)
         lengths = rng.lognormal(np.log(MEDIAN_WORDS), SPREAD, passages).astype(int).clip(SHORTEST, LONGEST)
         self.passages = [self._cut(rng, length) for length in lengths]

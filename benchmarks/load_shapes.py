@@ -21,6 +21,7 @@ from peers import Logits
 
 from tamis import Reranker
 from tamis.engine.sequences import Tokens, cut, in_order
+from tamis.evaluation.prose import SHORTEST, sample_passages
 
 SHARE = 3  # a passage is this part of one of the speed benchmark's: a round takes about a minute on two cores
 QUERY_WORDS = 8
@@ -73,9 +74,9 @@ def quantiles(seconds: Sequence[float]) -> dict[str, float | None]:
 
 def texts(count: int, seed: int) -> Iterator[str]:
     """Passages of mixed lengths, all different."""
-    for text in loads.passages(count, seed):
+    for text in sample_passages(count, seed):
         words = text.split()
-        yield " ".join(words[: max(loads.SHORTEST, len(words) // SHARE)])
+        yield " ".join(words[: max(SHORTEST, len(words) // SHARE)])
 
 
 def requests(source: Iterator[str], count: int, passages: int) -> list[Request]:

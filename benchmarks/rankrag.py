@@ -31,6 +31,7 @@ from contest import PAUSE
 from report import console, table
 
 import tamis
+from tamis.evaluation.prose import sample_passages
 
 WORDS, SPREAD = 137, 0.35  # of the passages: about 163 tokens in the mean, as SQuAD's paragraphs
 BATCH = 8
@@ -77,7 +78,7 @@ class Questions:
     """Passages of SQuAD's length and questions, from the standard library's prose."""
 
     def __init__(self, passages: int, questions: int) -> None:
-        self.prose = " ".join(loads.passages(512)).split()
+        self.prose = " ".join(sample_passages(512)).split()
         rng = np.random.default_rng(loads.SEED)
         lengths = rng.lognormal(np.log(WORDS), SPREAD, passages).astype(int).clip(50, 320)
         self.passages = [self._cut(rng, length) for length in lengths]

@@ -30,6 +30,8 @@ from models import SHAPES
 from peers import Contender, contenders, tamis_auto_dtype, tamis_run
 from report import console, lines, table, write
 
+from tamis.evaluation.prose import MEDIAN_WORDS, prose
+
 Case: TypeAlias = tuple[str, str, int | None]  # a shape, a load, and how many of its passages
 
 DEFAULT: tuple[Case, ...] = (
@@ -67,7 +69,7 @@ def main() -> None:
             if name != saved:
                 shutil.rmtree(checkpoint, ignore_errors=True)
                 with console.status(f"making {name}"):
-                    models.save(SHAPES[name], checkpoint, loads.prose()[:40_000])
+                    models.save(SHAPES[name], checkpoint, prose()[:40_000])
                 saved = name
             workload = loads.make(load, checkpoint, SHAPES[name], count)
             if arguments.profile:
@@ -130,7 +132,7 @@ def chosen(arguments: argparse.Namespace) -> Iterator[Case]:
 def fewer(shape: models.Shape, load: str) -> int:
     """How many passages of a load a CPU gets through in one run of `BUDGET` operations; at least one."""
     whole = loads.LOADS[load]
-    length = whole.tokens or (sum(whole.words) // 2 if whole.words else loads.MEDIAN_WORDS)
+    length = whole.tokens or (sum(whole.words) // 2 if whole.words else MEDIAN_WORDS)
     return max(1, min(whole.count, int(BUDGET / shape.flops([length * 5 // 4]))))
 
 

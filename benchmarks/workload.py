@@ -6,12 +6,8 @@ a little between Python versions. The checkpoint is saved once, so that every co
 
 from __future__ import annotations
 
-import ast
-import re
-import sysconfig
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +15,11 @@ import models
 import numpy as np
 from models import SEED, SHAPES, Shape
 
+from tamis.evaluation.prose import sample_passages, stretches
+
 QUERY = "how are the items of a list sorted without changing their order"
 
-MEDIAN_WORDS, SPREAD = 66, 0.7  # of the lognormal lengths
-SHORTEST, LONGEST = 10, 400  # words
 MAX_LENGTH = 512  # tokens that MiniLM reads of a pair
-
-_WORD = re.compile(r"[A-Za-z][a-z]*(?:['-][a-z]+)*[.,;:?!]?")
 
 
 @dataclass(frozen=True)
@@ -86,7 +80,7 @@ def make(name: str, checkpoint: Path, shape: Shape, count: int | None = None) ->
     elif load.tokens:
         texts = exact(n, load.tokens, checkpoint, shape)
     else:
-        texts = passages(n)
+        texts = sample_passages(n)
     return Workload(QUERY, texts, checkpoint, shape)
 
 
@@ -113,38 +107,6 @@ def exact(count: int, tokens: int, checkpoint: Path, shape: Shape, *, alone: boo
         places = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         found.append(text[: places[min(room, len(places)) - 1][1]])
     return found
-
-
-def passages(count: int, seed: int = SEED) -> list[str]:
-    """Stretches of standard-library prose, of lognormal length."""
-    rng = np.random.default_rng(seed)
-    lengths = rng.lognormal(np.log(MEDIAN_WORDS), SPREAD, count).astype(int).clip(SHORTEST, LONGEST)
-    return stretches(lengths.tolist(), rng, LONGEST)
-
-
-def stretches(
-    lengths: list[int], rng: np.random.Generator, longest: int | None = None, *, distinct: bool = False
-) -> list[str]:
-    """Stretches of so many words each; `distinct` ones begin at different words, as long as there are enough."""
-    words, n = prose(), len(lengths)
-    room = len(words) - (longest or max(lengths))
-    starts = rng.permutation(room)[:n] if distinct and n <= room else rng.integers(0, room, n)
-    return [" ".join(words[start : start + n]) for start, n in zip(starts, lengths, strict=True)]
-
-
-@lru_cache
-def prose() -> tuple[str, ...]:
-    """The words of all docstrings in the standard library's top folder; code and names are left out."""
-    return tuple(_words())
-
-
-def _words() -> Iterator[str]:
-    for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8", errors="replace"))
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                text = ast.get_docstring(node) or ""
-                yield from (word for word in text.split() if _WORD.fullmatch(word))
 
 
 def save_checkpoint(folder: Path, seed: int = SEED) -> None:

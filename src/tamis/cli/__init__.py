@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from tamis import __version__
-from tamis.cli import answer, completion, doctor, evaluate, fuse, models, rank, train
+from tamis.cli import answer, bench, completion, doctor, evaluate, fuse, models, rank, train
 from tamis.cli.output import say
 from tamis.errors import InvalidData, TamisError
 
@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     answer.add_command(commands)
     evaluate.add_command(commands)
     train.add_command(commands)
+    bench.add_command(commands)
     fuse.add_command(commands)
     models.add_command(commands)
     doctor.add_command(commands)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from tamis import load, load_rankrag
@@ -18,9 +16,12 @@ from tamis.cli.model_options import (
     Spec,
     add_data_options,
     add_model_options,
+    load_spec,
     read_spec,
+    read_specs,
 )
-from tamis.cli.output import say, show, status, write_json
+from tamis.cli.output import status
+from tamis.cli.reports import add_report_options, check_file, check_report_options, write_report, writing
 from tamis.errors import InvalidInput
 from tamis.evaluation.collection import Collection, check_seed, read_collection
 from tamis.extras import need
@@ -53,9 +54,8 @@ def add_command(commands: Any) -> None:
     add("--dims", type=_dims, metavar="D,D,...", help="bi-encoders: quality at these numbers of dimensions, and at all")
     add("--against", metavar="NAME", help="compare the others with this one of the models too, query by query")
     add("--precision", type=float, default=0.9, metavar="P", help="suggest a min_score for this too (default: 0.9)")
-    add("--json", metavar="FILE", help="write everything there; - is standard output, instead of tables")
+    add_report_options(add)
     add("--per-query", metavar="FILE", help="write JSON lines for error analysis there")
-    add("--plots", metavar="DIR", help="write PNG files there")
     add_model_options(parser.add_argument_group("models"))
     add = parser.add_argument_group("RankRAG").add_argument
     add(
@@ -97,11 +97,10 @@ def run(arguments: argparse.Namespace) -> None:
         )
     with ExitStack() as stack:
         report = _evaluated(arguments, specs, collections, stack)
-    if arguments.json == "-":
-        write_json(report.to_json())
-    else:
-        show(report.table())
-    _write(arguments, report)
+    write_report(report, arguments.json, arguments.plots)
+    if arguments.per_query is not None:
+        with writing(arguments.per_query):
+            report.write_per_query(arguments.per_query)
 
 
 def _specs(arguments: argparse.Namespace) -> list[Spec]:
@@ -109,13 +108,10 @@ def _specs(arguments: argparse.Namespace) -> list[Spec]:
     if arguments.against is not None and (rankrag or arguments.dims is not None):
         raise InvalidInput(f"--against means nothing with {'--rankrag' if rankrag else '--dims'}; leave it out.")
     named = [*arguments.models, *(arguments.rankrag or [])] or [EMBEDDED]
-    specs = [read_spec(text, RANKRAG if rankrag else OWN) for text in named]
+    specs = read_specs(named, RANKRAG if rankrag else OWN)
     labels = [spec.label for spec in specs]
-    twice = sorted({label for label in labels if labels.count(label) > 1})
     if arguments.against not in (None, *labels):
         raise InvalidInput(f"--against is {arguments.against!r}; there are {', '.join(labels)}.")
-    if twice:
-        raise InvalidInput(f"Two models are called {twice[0]!r}; name them apart, as in first={named[0]}.")
     if rankrag:
         wrong = [name for name in OPTIONS if name not in RANKRAG and getattr(arguments, name) is not None]
         wrong += ["dims"] * (arguments.dims is not None)
@@ -148,16 +144,10 @@ def _check(arguments: argparse.Namespace) -> None:
     check_seed(arguments.seed)
     if arguments.per_query == "-":
         raise InvalidInput("--per-query - would write among the tables; name a file.")
-    for path in (arguments.json, arguments.per_query):
-        if path in (None, "-"):
-            continue
-        if Path(path).is_dir():
-            raise InvalidInput(f"{path} cannot be written: it is a folder. Name a file.")
-        if not Path(path).absolute().parent.is_dir():
-            raise InvalidInput(f"{path} cannot be written: there is no folder {Path(path).absolute().parent}.")
+    if arguments.per_query is not None:
+        check_file(arguments.per_query)
     need("ir_measures", "eval", "An evaluation")
-    if arguments.plots is not None:
-        need("matplotlib", "eval", "A plot")
+    check_report_options(arguments.json, arguments.plots)
 
 
 def _evaluated(
@@ -180,7 +170,7 @@ def _evaluated(
         elif arguments.dims is not None:
             by_dim = {spec.label: _at_dims(arguments, spec, stack) for spec in specs}
         else:
-            rerankers = {spec.label: stack.enter_context(_loaded(arguments, spec)) for spec in specs}
+            rerankers = {spec.label: stack.enter_context(load_spec(arguments, spec)) for spec in specs}
     if arguments.rankrag is not None:
         answering = {"max_new_tokens": arguments.max_new_tokens, "min_score": arguments.min_score}
         top_k = TOP_K if arguments.top_k is None else arguments.top_k
@@ -203,38 +193,10 @@ def _first_stage(arguments: argparse.Namespace, collections: Sequence[Collection
     return stack.enter_context(load(spec.model, **{**where, **spec.options}))
 
 
-def _loaded(arguments: argparse.Namespace, spec: Spec, **more: Any) -> Any:
-    """A reranker by the command's options, the model's own over them, and `more` over both; BM25 has none."""
-    if spec.options.get("mode") == "lexical":
-        return load(mode="lexical")
-    return load(spec.model, **{**{name: getattr(arguments, name) for name in OPTIONS}, **spec.options, **more})
-
-
 def _at_dims(arguments: argparse.Namespace, spec: Spec, stack: ExitStack) -> dict[int, Any]:
     """Rerankers by their dimensions: those that were asked for, and all."""
     more = {"mode": "bi-encoder", "cache_bytes": VECTOR_BYTES}
-    full = stack.enter_context(_loaded(arguments, spec, **more, dim=None))
+    full = stack.enter_context(load_spec(arguments, spec, **more, dim=None))
     width = full.stats()["dims"][-1]
     fewer = sorted({dim for dim in arguments.dims if dim != width})
-    return {**{dim: stack.enter_context(_loaded(arguments, spec, **more, dim=dim)) for dim in fewer}, width: full}
-
-
-def _write(arguments: argparse.Namespace, report: Any) -> None:
-    if arguments.json not in (None, "-"):
-        text = json.dumps(report.to_json(), ensure_ascii=False, indent=2)
-        with _writing(arguments.json):
-            Path(arguments.json).write_text(f"{text}\n", encoding="utf-8")
-    if arguments.per_query is not None:
-        with _writing(arguments.per_query):
-            report.write_per_query(arguments.per_query)
-    if arguments.plots is not None:
-        for path in report.save_plots(arguments.plots):
-            say(f"wrote {path}")
-
-
-@contextmanager
-def _writing(path: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InvalidInput(f"{path} cannot be written: {error.strerror or error}.") from error
+    return {**{dim: stack.enter_context(load_spec(arguments, spec, **more, dim=dim)) for dim in fewer}, width: full}

@@ -6,11 +6,15 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
+from tamis import load
 from tamis.errors import InvalidInput
 from tamis.long_documents import POLICIES
 from tamis.options import DTYPES, MODES, ApiName
+
+if TYPE_CHECKING:
+    from tamis.reranker import Reranker
 
 OPTIONS = (
     "mode", "family", "dim", "layer", "instruction", "passage_model", "num_layers", "dtype", "device", "max_length",
@@ -112,3 +116,24 @@ def read_spec(text: str, allowed: Sequence[str] = OWN) -> Spec:
     short = model if not Path(model).exists() else Path(model).resolve().name
     own = f" {given}" if given else ""
     return Spec(label or short + own, None if model in (EMBEDDED, LEXICAL) else model, options)
+
+
+def read_specs(texts: Sequence[str], allowed: Sequence[str] = OWN) -> list[Spec]:
+    """Reads several models, which are to be told apart.
+
+    Raises:
+        InvalidInput: As `read_spec`, or two have one label.
+    """
+    specs = [read_spec(text, allowed) for text in texts]
+    labels = [spec.label for spec in specs]
+    for label, text in zip(labels, texts, strict=True):
+        if labels.count(label) > 1:
+            raise InvalidInput(f"Two models are called {label!r}; name them apart, as in first={text}.")
+    return specs
+
+
+def load_spec(arguments: argparse.Namespace, spec: Spec, **more: Any) -> Reranker:
+    """A reranker by the command's options, the model's own over them, and `more` over both; BM25 has none."""
+    if spec.options.get("mode") == "lexical":
+        return load(mode="lexical")
+    return load(spec.model, **{**{name: getattr(arguments, name) for name in OPTIONS}, **spec.options, **more})

@@ -18,6 +18,7 @@ from tamis.evaluation.rankrag import evaluate_rankrag
 from tamis.evaluation.rankrag_report import RankRAGReport
 from tamis.evaluation.report import Report
 from tamis.evaluation.runs import Run, read_run, write_run
+from tamis.evaluation.speed import SpeedReport, Timing, measure_speed
 
 __all__ = [
     "Collection",
@@ -27,11 +28,14 @@ __all__ = [
     "RankRAGReport",
     "Report",
     "Run",
+    "SpeedReport",
+    "Timing",
     "bm25_run",
     "dense_run",
     "evaluate",
     "evaluate_dimensions",
     "evaluate_rankrag",
+    "measure_speed",
     "read_collection",
     "read_run",
     "write_run",

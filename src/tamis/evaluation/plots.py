@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from tamis.errors import InvalidInput
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from tamis.evaluation.dimensions import DimensionReport
     from tamis.evaluation.rankrag_report import RankRAGReport
     from tamis.evaluation.report import Report
+    from tamis.evaluation.speed import SpeedReport
 
 SIZE = (7.0, 4.5)  # inches
 DPI = 140
@@ -135,6 +137,30 @@ def rankrag_plots(report: RankRAGReport, folder: Path) -> list[Path]:
     axes.set_title(f"Answers from {report.top_k} of {report.ranking.first_stage}'s top {report.ranking.top}")
     axes.legend(frameon=False, fontsize=9, ncols=2)
     return [saved(figure, folder, "answers")]
+
+
+def speed_plots(report: SpeedReport, folder: Path) -> list[Path]:
+    """Seconds of a request against its passages, a line for each model and number of requests at once."""
+    figure, axes = drawn()
+    lines = dict.fromkeys((one.model, one.requests) for one in report.timings)
+    several = len({requests for _, requests in lines}) > 1
+    for i, (name, requests) in enumerate(lines):
+        mine = sorted(
+            (o for o in report.timings if (o.model, o.requests) == (name, requests)), key=lambda o: o.passages
+        )
+        line = {"marker": MARKS[i % len(MARKS)], "color": COLOURS[i % len(COLOURS)]}
+        label = f"{name}, {requests:,} at once" if several else name
+        axes.plot([one.passages for one in mine], [median(one.latencies) for one in mine], label=label, **line)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    sizes = sorted({one.passages for one in report.timings})
+    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axes.minorticks_off()
+    axes.set_xlabel("passages of a request")
+    axes.set_ylabel("seconds of a request, median")
+    axes.set_title(f"Time to rank, {report.rounds} rounds")
+    axes.legend(frameon=False, fontsize=9)
+    return [saved(figure, folder, "speed")]
 
 
 # -- what other plots are made of too ---------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from statistics import median
 from typing import TYPE_CHECKING, TypeAlias
 
 from tamis.evaluation.bootstrap import LEVEL, Interval
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from tamis.evaluation.dimensions import DimensionReport
     from tamis.evaluation.rankrag_report import AnswerResult, RankRAGReport
     from tamis.evaluation.report import Report
+    from tamis.evaluation.speed import SpeedReport, Timing
 
 NAME = 20  # columns for a name
 Gain: TypeAlias = tuple[str, str, Differences]  # a collection, a model, and what it gains there
@@ -205,6 +207,41 @@ _PARTS = (
     ("found_precision", "found P"),
     ("found_recall", "found R"),
 )
+
+
+def speed_table(report: SpeedReport) -> RenderableType:
+    """How long requests of each size take each model."""
+    from rich.console import Group
+
+    first = report.timings[0].model
+    table = columns(
+        ("", NAME), ("passages", 8), ("at once", 7), ("median s", 8), ("best s", 7), ("pass./s", 8), ("tokens/s", 9),
+        ("ratio", 7),
+    )  # fmt: skip
+    for one in report.timings:
+        add(table, shortened(one.model), *_speed_row(one))
+    where = (f"{name}: {', '.join(map(str, facts.values()))}" for name, facts in report.about.items() if facts)
+    known = {one.model: 0.0 for one in report.timings}
+    for one in report.timings:
+        known[one.model] = max(known[one.model], one.cached / (one.passages * one.requests * report.rounds))
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in known.items() if share)
+    return Group(
+        title("speed", f"{report.rounds} rounds, interleaved"),
+        table,
+        dim(f"median s, best s: of a request; ratio: of {first}'s round to the model's, the median of the rounds"),
+        *[dim(line) for line in where],
+        *([dim(f"passages whose vectors were known already, at most: {shares}")] if shares else []),
+    )
+
+
+def _speed_row(one: Timing) -> Iterable[str]:
+    yield f"{one.passages:,}"
+    yield f"{one.requests:,}"
+    yield f"{median(one.latencies):.3g}"
+    yield f"{min(one.latencies):.3g}"
+    yield f"{one.passages_per_second:,.0f}"
+    yield f"{one.tokens_per_second:,.0f}" if one.tokens else "-"
+    yield f"{one.ratio:.2f}x"
 
 
 # -- what other tables are made of too --------------------------------------------------------------------------------
