@@ -12,7 +12,8 @@ import tiny
 from tamis.engine.architectures import ARCHITECTURES
 from tamis.engine.attention import registered
 from tamis.engine.backbone import Backbone, probe
-from tamis.engine.cpu import Joined, PrepackedLinear, Tuned, can_prepack
+from tamis.engine.cpu import Tuned
+from tamis.engine.prepacked import Joined, PrepackedLinear, can_prepack
 
 needs_onednn = pytest.mark.skipif(not can_prepack(torch.float32), reason="this torch has no oneDNN operators")
 

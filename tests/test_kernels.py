@@ -7,15 +7,17 @@ import sys
 import numpy as np
 import pytest
 import torch
+import transformers
 
 import tamis
 import tiny
 import tiny_lm
-from tamis.engine import kernels
+from tamis.engine import decoder_parts, kernels
 
 QUERY = "how is a zip archive read?"
 PASSAGES = [tiny.text(1 + 37 * seed % 140, seed) for seed in range(100)]  # fewer say little about a mean error
 LIKE_BERT = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
+ROTARY = ("llama", "mistral", "qwen2", "qwen3")  # whose attention is compiled with its positions
 OWN_ATTENTION = ("deberta-v2", "deberta-v2-conv", "mpnet")  # it has a term that is not compiled
 
 installed = kernels.compiled()
@@ -25,7 +27,7 @@ needs_kernels = pytest.mark.skipif(installed is None, reason="tamis-kernels has 
 @pytest.fixture
 def calls(monkeypatch):
     """How often each compiled part ran."""
-    counts = {"attention": 0, "add_norm": 0, "layer": 0}
+    counts = dict.fromkeys(("attention", "add_norm", "layer", "rms_norm", "gate", "rotary"), 0)
 
     def watched(name, run):
         def counted(*arguments, **options):
@@ -126,18 +128,95 @@ def test_a_causal_model_whose_sequences_share_a_beginning(tmp_path, monkeypatch,
 
 
 @needs_kernels
-def test_a_rankrag_model_reads_new_passages_with_it_and_stored_ones_without(tmp_path, calls):
+@pytest.mark.parametrize("name", tiny_lm.DECODERS)
+def test_decoders_in_float32_are_the_same_with_and_without(tmp_path, monkeypatch, calls, name):
+    """Windows, norms of heads, softcaps, grouped queries: whatever has no compiled form is left to torch."""
+    folder = tiny_lm.save(tmp_path, name, "ForCausalLM", template=None)
+
+    def some():
+        with tamis.load(folder, family="qwen3-reranker", dtype="float32", device="cpu") as reranker:
+            given = np.array(reranker.logits(QUERY, PASSAGES[:12]))
+            assert reranker.stats()["padding"] == 0
+            return given
+
+    given = some()
+    assert calls["rms_norm"] > 0
+    assert bool(calls["gate"]) is (name != "phi3"), calls  # whose two are one product already
+    assert bool(calls["rotary"]) is (name in ROTARY), calls
+    without(monkeypatch)
+    plain = some()
+    np.testing.assert_allclose(given, plain, atol=3e-5 * max(1, np.abs(plain).max()))
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", ["mistral", "qwen3", "gemma2"])
+def test_decoders_in_bfloat16_are_as_near_to_float32_as_without(tmp_path, monkeypatch, name):
+    folder = tiny_lm.save(tmp_path, name, "ForSequenceClassification", bos=True)
+    exact, _ = logits(folder, "float32")
+    given, _ = logits(folder)
+    without(monkeypatch)
+    plain, _ = logits(folder)
+    assert error(given, exact) <= 1.25 * error(plain, exact)
+
+
+@needs_kernels
+def test_what_only_looks_like_a_norm_or_a_gate_is_left_alone(tmp_path):
+    """A norm that takes a gate besides, one that centres, an MLP with a factor; weights that are 1 more (Gemma's)."""
+
+    class OddRMSNorm(torch.nn.Module):
+        def __init__(self, form):
+            super().__init__()
+            self.weight, self.eps = torch.nn.Parameter(torch.rand(64)), 1e-6
+            if form == "gated":
+                self.forward = lambda x, gate=None: self.normed(x)
+            elif form == "centred":
+                self.forward = lambda x: self.normed(x - x.mean(-1, keepdim=True))
+            else:
+                self.forward = lambda x: self.normed(x) + (x / x.norm() if form == "odd" else x.new_zeros(1))
+
+        def normed(self, x):
+            return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * (1 + self.weight)
+
+    found = {form: decoder_parts.Norm.of(OddRMSNorm(form)) for form in ("gated", "centred", "odd", "gemma")}
+    assert [form for form, norm in found.items() if norm is not None] == ["gemma"]
+    model = transformers.AutoModel.from_pretrained(tiny_lm.save(tmp_path, "llama", "Model"), dtype=torch.float32)
+    mlps = [layer.mlp for layer in model.layers]
+    mlps[0].forward = lambda x: 1.01 * type(mlps[0]).forward(mlps[0], x)
+    mlps[1].act_fn = torch.nn.ReLU()
+    parts = [part.module for part in decoder_parts.compiled_parts(model)]
+    assert [mlp in parts for mlp in mlps] == [False, False, True]
+
+
+@needs_kernels
+def test_a_rankrag_model_reads_new_passages_and_stored_ones_with_it(tmp_path, monkeypatch, calls):
     folder = tiny_lm.save(tmp_path, "llama", "ForCausalLM")
     exact, _ = logits(folder, "float32", mode="rankrag")
-    calls["attention"] = 0
-    with tamis.load(folder, mode="rankrag", dtype="bfloat16", device="cpu") as reranker:
-        given = np.array(reranker.logits(QUERY, PASSAGES))
-        cold = calls["attention"]
-        again = np.array(reranker.logits(QUERY, PASSAGES))
-    assert cold > 0
-    assert calls["attention"] == cold
-    assert error(given, exact) < 0.15
-    assert error(again, exact) < 0.15
+    scores = {}
+    for package in ("with", "without"):
+        if package == "without":
+            without(monkeypatch)
+        calls["attention"] = 0
+        with tamis.load(folder, mode="rankrag", dtype="bfloat16", device="cpu") as reranker:
+            cold = np.array(reranker.logits(QUERY, PASSAGES))
+            once = calls["attention"]
+            warm = np.array(reranker.logits(QUERY, PASSAGES))
+        scores[package] = cold, warm
+        assert bool(once) is (package == "with")
+        assert bool(calls["attention"] - once) is (package == "with")  # stored keys are gathered for it
+    for given, plain in zip(*scores.values(), strict=True):
+        assert error(given, exact) <= 1.25 * error(plain, exact)
+
+
+@needs_kernels
+def test_the_steps_of_an_answer_are_left_to_torch(tmp_path, calls):
+    """One query of long keys: to gather them would take longer than to read them. Norms and gates are compiled."""
+    folder = tiny_lm.save(tmp_path, "llama", "ForCausalLM")
+    with tamis.load_rankrag(folder, dtype="bfloat16", device="cpu") as rag:
+        rag.answer(QUERY, PASSAGES[:4], top_k=2, max_new_tokens=1)
+        counts = dict(calls)
+        rag.answer(QUERY, PASSAGES[:4], top_k=2, max_new_tokens=6)
+    first = {name: calls[name] - counts[name] for name in calls}
+    assert first["rotary"] > first["attention"]
 
 
 @needs_kernels

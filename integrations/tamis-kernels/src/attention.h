@@ -83,19 +83,5 @@ WIDE static INLINE void summed(const scratch *s, int block, int d, __m512 over, 
     for (int i = 0; i < 16; i++) r[i] = _mm512_castps_si512(_mm512_mul_ps(_mm512_load_ps(at + i * LANES), over));
     transpose(r);
 }
-
-/* 2 to the power of x, to within rounding: a polynomial of x's fraction, whose own relative error is under 2e-9. */
-WIDE static INLINE __m512 exp2_full(__m512 x) {
-    const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    const __m512 rest = _mm512_sub_ps(x, whole);
-    __m512 y = _mm512_set1_ps(1.5345812e-4f);
-    y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(1.3399931e-3f));
-    y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(9.618489e-3f));
-    y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(5.5503286e-2f));
-    y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(0.24022646f));
-    y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(0.6931472f));
-    y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(y, whole);
-}
 #endif
 #endif

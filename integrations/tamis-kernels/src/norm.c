@@ -3,9 +3,7 @@
 #include "rows.h"
 
 #ifdef TAMIS_X86
-#include <stdatomic.h>
-
-enum { ROWS = 16, WIDEST = 8192 }; /* rows of a task; numbers of a row */
+enum { WIDEST = 8192 }; /* numbers of a row */
 
 typedef struct {
     const void *x, *residual, *weight, *bias;
@@ -14,11 +12,6 @@ typedef struct {
     int32_t dim, full; /* full: float32 numbers instead of bfloat16 */
     float epsilon;
 } tamis_add_norm_job;
-
-typedef struct {
-    const tamis_add_norm_job *job;
-    atomic_long next;
-} work;
 
 WIDE static void one_half(const tamis_add_norm_job *job, int64_t first, float *sums) {
     const int dim = job->dim;
@@ -47,20 +40,16 @@ WIDE static void one_full(const tamis_add_norm_job *job, int64_t first, float *s
     }
 }
 
-static void run(void *data) {
-    work *w = data;
+WIDE static void one(const void *data, int64_t row) {
+    const tamis_add_norm_job *job = data;
     float sums[WIDEST] __attribute__((aligned(64)));
-    for (int64_t first; (first = atomic_fetch_add(&w->next, ROWS)) < w->job->rows;)
-        for (int64_t row = first; row < first + ROWS && row < w->job->rows; row++)
-            (w->job->full ? one_full : one_half)(w->job, row * w->job->dim, sums);
+    (job->full ? one_full : one_half)(job, row * job->dim, sums);
 }
 
 /* Returns 0; 2 if rows are wider than WIDEST, and nothing was read. */
 int tamis_add_norm(const tamis_add_norm_job *job, tamis_parallel parallel, int threads) {
     if (job->dim < 1 || job->dim > WIDEST) return 2;
-    work w = {.job = job};
-    if (threads > 1 && job->rows > ROWS) parallel(run, &w, threads, 0);
-    else run(&w);
+    tamis_rows(one, job, job->rows, parallel, threads);
     return 0;
 }
 #endif

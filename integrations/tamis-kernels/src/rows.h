@@ -14,6 +14,20 @@ WIDE static INLINE __m512 widen(const uint16_t *at) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)at)), 16));
 }
 
+/* 2 to the power of x, to within rounding: a polynomial of x's fraction, whose own relative error is under 2e-9. */
+WIDE static INLINE __m512 exp2_full(__m512 x) {
+    const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m512 rest = _mm512_sub_ps(x, whole);
+    __m512 y = _mm512_set1_ps(1.5345812e-4f);
+    y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(1.3399931e-3f));
+    y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(9.618489e-3f));
+    y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(5.5503286e-2f));
+    y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(0.24022646f));
+    y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(0.6931472f));
+    y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(1.0f));
+    return _mm512_scalef_ps(y, whole);
+}
+
 /* `row` plus bfloat16 numbers; rows of float32 have room for a whole last register. */
 WIDE static INLINE void add_row(float *row, const uint16_t *x, int dim) {
     for (int d = 0; d < dim; d += LANES)
@@ -45,6 +59,9 @@ WIDE static INLINE void norm_row(float *row, int dim, const uint16_t *gamma, con
         _mm256_mask_storeu_epi16(out + d, there, (__m256i)_mm512_cvtneps_pbh(y));
     }
 }
+
+/* Calls `row` for every row from 0 on, on several threads where there are many. */
+void tamis_rows(void (*row)(const void *, int64_t), const void *job, int64_t rows, tamis_parallel parallel, int threads);
 
 typedef struct {
     uint8_t palette, start_row, reserved[14];

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention
+from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention, silu
 
 import tamis_kernels
-from tamis_kernels import LEVELS, Packed, add_norm, attention, compiled, layer
+from tamis_kernels import LEVELS, Packed, add_norm, attention, compiled, gate, layer, rms_norm, rotary
 
 needs_library = pytest.mark.skipif(tamis_kernels.why_not() is not None, reason=tamis_kernels.why_not() or "")
 needs_amx = pytest.mark.skipif(tamis_kernels.level() != "amx", reason="this machine has no AMX")
@@ -390,6 +390,101 @@ def test_a_norm_of_what_does_not_fit_is_refused():
     wide = torch.zeros(1, 8193, dtype=torch.bfloat16)
     with pytest.raises(ValueError, match="8,192"):
         add_norm(wide, wide, wide[0], wide[0], 1e-5)
+
+
+# -- decoders ---------------------------------------------------------------------------------------------------------
+
+BOTH = [torch.bfloat16, torch.float32]
+
+
+def near(given, exact):
+    """Within one rounding of float64, or a few of float32."""
+    step = 2**-8 if given.dtype == torch.bfloat16 else 4e-7
+    torch.testing.assert_close(given.double(), exact, rtol=step, atol=step * max(1e-3, float(exact.abs().mean())))
+
+
+@needs_library
+@pytest.mark.parametrize("dim", [1, 7, 16, 33, 576, 9000])
+@pytest.mark.parametrize("rows", [1, 17, 300])
+@pytest.mark.parametrize("dtype", BOTH, ids=str)
+def test_rms_norm_is_its_formula(dtype, rows, dim):
+    torch.manual_seed(dim)
+    x, weight = (3 * torch.randn(rows, dim)).to(dtype), torch.randn(dim)
+    exact = weight.double() * x.double() * torch.rsqrt(x.double().pow(2).mean(-1, keepdim=True) + 1e-5)
+    near(rms_norm(x.view(rows, 1, dim), weight, 1e-5).view(rows, dim), exact)
+
+
+@needs_library
+@pytest.mark.parametrize("dim", [1, 7, 16, 33, 1536])
+@pytest.mark.parametrize("rows", [1, 17, 300])
+@pytest.mark.parametrize("dtype", BOTH, ids=str)
+def test_a_gate_is_its_formula(dtype, rows, dim):
+    torch.manual_seed(dim)
+    x = (4 * torch.randn(rows, 2 * dim)).to(dtype)
+    a, b = x.double().chunk(2, dim=-1)
+    near(gate(x), silu(a) * b)
+    near(gate(x[None], gelu=True)[0], gelu(a, approximate="tanh") * b)
+
+
+@needs_library
+def test_gates_of_numbers_far_out_are_what_they_tend_to():
+    far = torch.tensor([-1e4, -200.0, -90.0, 90.0, 200.0, 1e4])
+    both = torch.stack([far, torch.ones(6)], dim=-1)
+    for form in (False, True):
+        torch.testing.assert_close(gate(both, gelu=form).flatten(), torch.relu(far))
+    assert gate(torch.tensor([[torch.nan, 1.0]])).isnan().all()
+
+
+@needs_library
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("queries, keys, others", [(9, 3, 3), (1, 1, 0), (4, 0, 2)])
+@pytest.mark.parametrize("dim", [2, 8, 40, 64, 128])
+@pytest.mark.parametrize("dtype", BOTH, ids=str)
+def test_queries_and_keys_are_turned_and_nothing_else_is(dtype, dim, queries, keys, others, normed):
+    torch.manual_seed(dim)
+    x = torch.randn(29, (queries + keys + others) * dim).to(dtype)
+    cosine, sine = (torch.randn(29, dim).to(dtype) for _ in range(2))
+    norms = (torch.randn(dim), torch.randn(dim), 1e-6) if normed else None
+    heads = x.double().view(29, -1, dim)
+    turned = heads[:, : queries + keys]
+    if norms is not None:
+        weights = torch.cat([norms[0].expand(queries, dim), norms[1].expand(keys, dim)]).double()
+        turned = weights * turned * torch.rsqrt(turned.pow(2).mean(-1, keepdim=True) + 1e-6)
+    half = torch.cat([-turned[..., dim // 2 :], turned[..., : dim // 2]], dim=-1)
+    exact = turned * cosine.double()[:, None] + half * sine.double()[:, None]
+    given = x.clone()
+    rotary(given, cosine, sine, queries, keys, norms)
+    given = given.view(29, -1, dim)
+    step = 2**-8 if dtype == torch.bfloat16 else 1e-6  # of what cancels, more than of the rest
+    size = (turned * cosine.double()[:, None]).abs() + (half * sine.double()[:, None]).abs()
+    assert ((given[:, : queries + keys].double() - exact).abs() <= step * size + 1e-30).all()
+    assert torch.equal(given[:, queries + keys :], x.view(29, -1, dim)[:, queries + keys :])
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        (lambda x, w: rms_norm(x.half(), w, 1e-6), "float16"),
+        (lambda x, w: rms_norm(x, w.bfloat16(), 1e-6), "weight is torch.bfloat16"),
+        (lambda x, w: rms_norm(x, w[:4], 1e-6), "weight is"),
+        (lambda x, w: rms_norm(x.T, w, 1e-6), "contiguous"),
+        (lambda x, w: rms_norm(x[:0], w, 1e-6), "x is"),
+        (lambda x, w: gate(x[:, :7].contiguous()), "as many numbers"),
+        (lambda x, w: gate(x[:, :6]), "contiguous"),
+        (lambda x, w: gate(x.double()), "float64"),
+        (lambda x, w: rotary(x, x.clone(), x.clone(), 1, 1), "no room for 1 and 1 heads of 8"),
+        (lambda x, w: rotary(x, x[:, :3].contiguous(), x[:, :3].contiguous(), 1, 1), "no room"),
+        (lambda x, w: rotary(x, x[:4, :4].contiguous(), x[:4, :4].contiguous(), 1, 1), "cosine is"),
+        (lambda x, w: rotary(x, x[:, :4].contiguous(), x[:, :4].bfloat16(), 1, 1), "sine is torch.bfloat16"),
+        (lambda x, w: rotary(x[None], x.clone(), x.clone(), 1, 0), "no room"),
+        (lambda x, w: rotary(x, x[:, :4].contiguous(), x[:, :4].contiguous(), 1, 1, (w, w, 1e-6)), "a norm is"),
+        (lambda x, w: rotary(x, x[:, :4].contiguous(), x[:, :4].contiguous(), -1, 1), "no room"),
+    ],
+)
+def test_parts_of_decoders_that_do_not_fit_are_refused(run, message):
+    with pytest.raises(ValueError, match=message):
+        run(torch.randn(5, 8), torch.randn(8))
 
 
 @pytest.fixture

@@ -118,7 +118,7 @@ def notes(threads: dict[str, Any]) -> list[str]:
 
     found = []
     if kernels() is None and sys.platform == "linux" and any(_capabilities().get(name) for name in _COMPILED):
-        found.append('This CPU would run encoders faster with tamis-kernels: pip install "tamis[kernels]".')
+        found.append('This CPU would be faster with tamis-kernels: pip install "tamis[kernels]".')
     if threads["torch"] > max(1, threads["cpus"]):
         best = max(1, int(threads["cpus"]))
         found.append(

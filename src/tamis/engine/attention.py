@@ -19,7 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from tamis.engine import kernels
 from tamis.engine.packing import Layout, Run, current
-from tamis.engine.reads import each_read, read_by
+from tamis.engine.reads import read_by, read_by_segments
 
 BLOCK = 512  # queries whose products stand in memory at once, where SDPA does not compute them
 
@@ -81,7 +81,7 @@ def attention(
     if kernel and (not sliding_window or layout.whole):
         return _varlen(layout, query, key, value, scaling, causal, sliding_window, layer), None
     if not special and kernels.reads(query, value):
-        out = kernels.by_segments(layout, query, key, value, scaling, causal, sliding_window)
+        out = kernels.by_segments(layout, query, key, value, scaling, causal, sliding_window, layer)
         if out is not None:
             return out, None
     attend = partial(by_hand, softcap=softcap, sinks=s_aux) if special else None
@@ -220,10 +220,9 @@ def _varlen(
 
     q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))  # (T, heads, D)
     key_offsets, longest_key = layout.offsets, max(map(len, layout.segments))
-    if any(run.stored or run.each or run.home is not None for run in layout.runs):
-        pairs = [pair for run in layout.runs for pair in each_read(run, key, value, layer)]
-        k, v = (torch.cat([pair[which].transpose(0, 1) for pair in pairs]) for which in (0, 1))
-        counts = [pair[0].shape[1] for pair in pairs]
+    if not layout.fresh:
+        parts, counts = read_by_segments(layout, key, value, layer)
+        k, v = (torch.cat([pair[which].transpose(0, 1) for pair in parts]) for which in (0, 1))
         key_offsets = torch.tensor([0, *accumulate(counts)], dtype=torch.int32, device=k.device)
         longest_key = max(counts)
     elif not layout.plain:

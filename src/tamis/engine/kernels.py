@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import lru_cache
+from itertools import accumulate
 from types import ModuleType
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tamis.engine.packing import Layout
+from tamis.engine.reads import read_by_segments
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +33,13 @@ def compiled() -> ModuleType | None:
     return tamis_kernels
 
 
+def needed() -> ModuleType:
+    """tamis-kernels; who calls has asked whether it is there."""
+    kernels = compiled()
+    assert kernels is not None  # noqa: S101 - see above
+    return kernels
+
+
 def reads(query: Tensor, value: Tensor) -> bool:
     """Whether the compiled form takes these; (..., D) each."""
     fit = query.is_cpu and query.dtype in _DTYPES and query.shape[-1] == value.shape[-1]
@@ -38,17 +47,29 @@ def reads(query: Tensor, value: Tensor) -> bool:
 
 
 def by_segments(
-    layout: Layout, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, causal: bool, window: int | None
+    layout: Layout,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float | None,
+    causal: bool,
+    window: int | None,
+    layer: int,
 ) -> Tensor | None:
-    """Attention of a whole packed pass at once: (1, H, T, D) to (1, T, H, D); None where segments read stored tokens.
+    """Attention of a whole packed pass at once: (1, H, T, D) to (1, T, H, D).
 
-    Keys that several segments read are gathered for each.
+    Keys that segments read besides their own are gathered. None for the steps of an answer, where that would take
+    longer than the attention itself, and where places cannot be told from the order of the keys.
     """
-    if not layout.fresh or ((causal or window) and not layout.whole):
+    if layout.at_home or ((causal or window) and not layout.whole):
         return None
     q, k, v = (_rows(x, layout.rows) for x in (query, key, value))
     known = layout.offsets
-    if not layout.apart:
+    if not layout.fresh:
+        parts, counts = read_by_segments(layout, key, value, layer)
+        k, v = (torch.cat([pair[which] for pair in parts], dim=1).transpose(0, 1) for which in (0, 1))
+        known = torch.tensor([0, *accumulate(counts)], dtype=torch.int32)
+    elif not layout.apart:
         rows, known, _ = layout.keys
         k, v = k[rows], v[rows]
     out = query.new_empty(1, query.shape[2], *q.shape[1:])
@@ -65,10 +86,8 @@ def _rows(x: Tensor, count: int) -> Tensor:
 
 def attend(query: Tensor, key: Tensor, value: Tensor, asked: Tensor, known: Tensor, scaling: Any, **how: Any) -> Tensor:
     """`tamis_kernels.attention`: (T, H, D) and (K, G, D), with the sequences' offsets in each, to (T, H, D)."""
-    kernels = compiled()
-    assert kernels is not None  # noqa: S101 - who calls has asked `reads`
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out: Tensor = kernels.attention(query, key, value, asked, known, scale=scale, **how)
+    out: Tensor = needed().attention(query, key, value, asked, known, scale=scale, **how)
     return out
 
 
@@ -83,9 +102,7 @@ def norms(body: Any) -> bool:
 
 def add_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
     """`tamis_kernels.add_norm`: the layer norm of a sum, (..., d)."""
-    kernels = compiled()
-    assert kernels is not None  # noqa: S101 - who calls has asked `norms`
-    out: Tensor = kernels.add_norm(x.contiguous(), residual.contiguous(), weight, bias, epsilon)
+    out: Tensor = needed().add_norm(x.contiguous(), residual.contiguous(), weight, bias, epsilon)
     return out
 
 
@@ -105,9 +122,7 @@ def _fits_tiles(linear: Any) -> bool:
 
 
 def _packed(linear: nn.Linear) -> Any:
-    kernels = compiled()
-    assert kernels is not None  # noqa: S101 - who calls has asked `tiles`
-    return kernels.Packed(linear.weight, linear.bias)
+    return needed().Packed(linear.weight, linear.bias)
 
 
 class FeedForward:
@@ -136,7 +151,5 @@ class Projection:
 
 
 def _layer(x: Tensor, *parts: Any, residual: Tensor, norm: tuple[Any, ...]) -> Tensor:
-    kernels = compiled()
-    assert kernels is not None  # noqa: S101 - who calls has asked `tiles`
-    out: Tensor = kernels.layer(x.contiguous(), *parts, residual=residual.contiguous(), norm=norm)
+    out: Tensor = needed().layer(x.contiguous(), *parts, residual=residual.contiguous(), norm=norm)
     return out

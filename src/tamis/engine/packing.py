@@ -97,6 +97,11 @@ class Layout:
         return not any(segment.stored or segment.home is not None for segment in self.segments)
 
     @cached_property
+    def at_home(self) -> bool:
+        """Whether a segment goes on where another pass has stopped, as the steps of an answer do."""
+        return any(segment.home is not None for segment in self.segments)
+
+    @cached_property
     def whole(self) -> bool:
         """Whether the tokens of every segment read each other."""
         return all(segment.itself for segment in self.segments)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tamis.engine.keyvalues import Pair
-from tamis.engine.packing import Run
+from tamis.engine.packing import Layout, Run
 
 
 def read_by(run: Run, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, layer: int) -> Pair:
@@ -29,18 +29,27 @@ def read_by(run: Run, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, 
     return whole(key, keys, 0), whole(value, values, 1)
 
 
-def each_read(run: Run, keys: Tensor, values: Tensor, layer: int) -> list[Pair]:
-    """What each segment of a run reads, (G, all, D)."""
-    if run.each:
-        parts = [
-            run._replace(row=run.row + i * run.length, n=1, stored=(*run.stored, one), each=())
-            for i, one in enumerate(run.each)
-        ]
-        return [pair for part in parts for pair in each_read(part, keys, values, layer)]
-    rows = slice(run.row, run.row + run.n * run.length)
-    own = [x[0, :, rows].unflatten(1, (run.n, run.length)).transpose(0, 1) for x in (keys, values)]
-    k, v = read_by(run, own[0], own[1], keys, values, layer)
-    return list(zip(k, v, strict=True))
+def read_by_segments(layout: Layout, key: Tensor, value: Tensor, layer: int) -> tuple[list[Pair], list[int]]:
+    """What the segments of a layout read, part by part and segment by segment, (G, n, D) each; and how many each reads.
+
+    Args:
+        layout: The pass.
+        key: Keys of its rows, (1, G, T, D).
+        value: As `key`.
+        layer: Which of the layers of stored tokens.
+    """
+    parts: list[Pair] = []
+    counts = []
+    for number, segment in enumerate(layout.segments):
+        places = [segment.before] * (segment.before >= 0) + [number] * (segment.itself or segment.home is not None)
+        rows = [slice(layout.edges[place], layout.edges[place + 1]) for place in places]
+        mine = [(key[0, :, own], value[0, :, own]) for own in rows]
+        if segment.home is not None:
+            mine = [segment.home.put(layer, *mine[-1])]
+        mine = [*(one.layers[layer] for one in segment.stored), *mine]
+        parts += mine
+        counts.append(sum(k.shape[1] for k, _ in mine))
+    return parts, counts
 
 
 def _filled(run: Run, own: Tensor, layer: int, which: int) -> Tensor:
