@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from tamis.engine import attention
-from tamis.engine.keyvalues import KeyValues
+from tamis.engine import attention, kernels
+from tamis.engine.keyvalues import Home, KeyValues
 from tamis.engine.packing import Layout
+from tamis.engine.reads import read_by_segments
 from tamis.engine.segments import Segment
 from tamis.engine.sequences import Tokens, cut
 
 HEADS, GROUPS, SIZE = 4, 2, 8
 CPU = torch.device("cpu")
+needs_kernels = pytest.mark.skipif(kernels.compiled() is None, reason="tamis-kernels has nothing for this machine")
 
 
 def kept(tokens):
@@ -24,9 +26,10 @@ def rows(heads, count):
     return torch.randn(1, heads, count, SIZE)
 
 
+@pytest.mark.parametrize("form", ["torch", pytest.param("compiled", marks=needs_kernels)])
 @pytest.mark.parametrize("window", [None, 3, 7, 20, 200])
 @pytest.mark.parametrize("lengths", [(9, 9, 9), (8, 15, 12, 9), (5, 40, 17, 1, 31, 30), (6,)])
-def test_many_at_once_equal_one_at_a_time(lengths, window):
+def test_many_at_once_equal_one_at_a_time(lengths, window, form):
     torch.manual_seed(len(lengths))
     system, own = kept(4), 5
     passages = [kept(n) for n in lengths]
@@ -36,7 +39,8 @@ def test_many_at_once_equal_one_at_a_time(lengths, window):
     ]
     layout = Layout(segments, CPU, rounded=True)
     query, key, value = (rows(h, layout.rows + layout.tail) for h in (HEADS, GROUPS, GROUPS))
-    got = attention._by_runs(layout, query, key, value, None, True, window, 0)
+    run = attention._by_runs if form == "torch" else kernels.by_segments
+    got = run(layout, query, key, value, None, True, window, 0)
     assert got.shape == (1, layout.rows + layout.tail, HEADS, SIZE)
     for i, passage in enumerate(passages):
         mine = slice(i * own, (i + 1) * own)
@@ -49,6 +53,37 @@ def test_many_at_once_equal_one_at_a_time(lengths, window):
         seen = (distance >= 0) & (distance < (window or 1000))
         products = (query[0, :, mine] @ k.transpose(1, 2) * SIZE**-0.5).masked_fill(~seen, -torch.inf)
         torch.testing.assert_close(got[0, mine], (products.softmax(-1) @ v).transpose(0, 1), atol=1e-5, rtol=1e-5)
+
+
+def test_what_segments_read_stands_in_the_order_of_places():
+    """Stored tokens first, then a beginning that several share, then their own; what is at home grows there."""
+    system, passage, home = kept(4), kept(6), Home((kept(3),))
+    tokens = [Tokens(np.zeros(n, np.int32)) for n in (5, 9, 9, 4)]
+    segments = [
+        Segment(tokens[0], 0, 5, -1, stored=(system,)),
+        Segment(tokens[1], 5, 7, 0, before=0, stored=(system, passage)),
+        Segment(tokens[2], 7, 9, 1, before=1, itself=False),
+        Segment(tokens[3], 3, 4, 2, home=home),
+    ]
+    layout = Layout(segments, CPU)
+    key, value = rows(GROUPS, layout.rows), rows(GROUPS, layout.rows)
+    parts, counts = read_by_segments(layout, key, value, 0)
+    assert counts == [4 + 5, 4 + 6 + 5 + 2, 2, 3 + 1]
+    for which, own in enumerate((key[0], value[0])):
+        stored = [system.layers[0][which], passage.layers[0][which], home._beginnings[0].layers[0][which]]
+        expected = [
+            stored[0],
+            own[:, :5],
+            stored[0],
+            stored[1],
+            own[:, :5],
+            own[:, 5:7],
+            own[:, 5:7],
+            stored[2],
+            own[:, 9:],
+        ]
+        assert torch.equal(torch.cat([pair[which] for pair in parts], dim=1), torch.cat(expected, dim=1))
+    assert len(home) == 3  # it is said to have grown once all layers have
 
 
 def test_passages_of_about_one_length_are_one_run():

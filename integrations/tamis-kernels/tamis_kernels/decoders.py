@@ -148,6 +148,6 @@ def _check(name: str, x: Tensor, dtype: object, shape: tuple[int, ...] | None = 
 
     if x.dtype not in (torch.bfloat16, torch.float32) or x.dtype != dtype:
         raise ValueError(f"{name} is {x.dtype}; it is {dtype} that is wanted, of bfloat16 and float32.")
-    if not x.is_cpu or not x.is_contiguous() or not x.numel() or (shape is not None and tuple(x.shape) != shape):
+    if not x.is_cpu or not x.is_contiguous() or not x.shape[-1] or (shape is not None and tuple(x.shape) != shape):
         wanted = "" if shape is None else f", {shape}"
         raise ValueError(f"{name} is {tuple(x.shape)} on {x.device}; it has to be on the CPU, contiguous{wanted}.")

@@ -427,6 +427,14 @@ def test_a_gate_is_its_formula(dtype, rows, dim):
 
 
 @needs_library
+def test_no_rows_are_no_rows():
+    x = torch.empty(0, 3, 8)
+    assert rms_norm(x, torch.ones(8), 1e-6).shape == (0, 3, 8)
+    assert gate(x).shape == (0, 3, 4)
+    rotary(x[:, 0].contiguous(), torch.empty(0, 4), torch.empty(0, 4), 1, 1)
+
+
+@needs_library
 def test_gates_of_numbers_far_out_are_what_they_tend_to():
     far = torch.tensor([-1e4, -200.0, -90.0, 90.0, 200.0, 1e4])
     both = torch.stack([far, torch.ones(6)], dim=-1)
@@ -469,7 +477,7 @@ def test_queries_and_keys_are_turned_and_nothing_else_is(dtype, dim, queries, ke
         (lambda x, w: rms_norm(x, w.bfloat16(), 1e-6), "weight is torch.bfloat16"),
         (lambda x, w: rms_norm(x, w[:4], 1e-6), "weight is"),
         (lambda x, w: rms_norm(x.T, w, 1e-6), "contiguous"),
-        (lambda x, w: rms_norm(x[:0], w, 1e-6), "x is"),
+        (lambda x, w: rms_norm(x[:, :0], w[:0], 1e-6), "x is"),
         (lambda x, w: gate(x[:, :7].contiguous()), "as many numbers"),
         (lambda x, w: gate(x[:, :6]), "contiguous"),
         (lambda x, w: gate(x.double()), "float64"),
