@@ -10,7 +10,7 @@ import tamis
 from tamis.cli import main
 from tamis.errors import InvalidInput
 from tamis.evaluation import measure_speed
-from tamis.evaluation.prose import LONGEST, SHORTEST, sample_passages
+from tamis.evaluation.prose import LONGEST, SHORTEST, prose, sample_passages
 
 
 class Watched:
@@ -93,13 +93,15 @@ def test_of_real_models_tokens_are_counted_and_nothing_is_kept():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"models": {}}, "nothing to time"),
-        ({"passages": []}, "nothing to time"),
+        ({"models": {}}, "no model to time"),
+        ({"passages": []}, "no numbers of passages"),
+        ({"queries": ["ok", " "]}, "query"),
         ({"passages": [3, 0]}, "passages is 0"),
         ({"requests": [True]}, "requests is True"),
         ({"rounds": 0}, "rounds is 0"),
         ({"texts": ["a", "b"], "passages": [3]}, "There are 2 texts, too few for a request of 3"),
         ({"queries": []}, "no query"),
+        ({"seed": -1}, "The seed is -1"),
     ],
 )
 def test_what_cannot_be_timed_is_refused(arguments, message):
@@ -114,6 +116,17 @@ def test_sample_passages_are_prose_of_mixed_length_and_repeatable():
     assert lengths[0] >= SHORTEST
     assert lengths[-1] <= LONGEST
     assert 50 < lengths[100] < 85  # the median is 66
+
+
+def test_a_python_without_sources_asks_for_text(monkeypatch, tmp_path):
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    prose.cache_clear()
+    try:
+        with pytest.raises(InvalidInput, match="pass your own"):
+            measure_speed({"a": Watched("a", [])})
+        measure_speed({"a": Watched("a", [])}, ["a", "b"], queries=["q"], passages=[2], rounds=1)
+    finally:
+        prose.cache_clear()
 
 
 # -- the command ------------------------------------------------------------------------------------------------------
@@ -161,7 +174,8 @@ def test_the_command_draws_passages_from_files_and_keeps_no_vectors(tmp_path, ca
     ("arguments", "message"),
     [
         (["bm25", "bm25"], "Two models are called 'bm25'"),
-        (["bm25", "--passages", "0"], "passages is 0"),
+        (["/nowhere/model", "--passages", "0"], "passages is 0"),  # before it is looked for
+        (["/nowhere/model", "--seed", "-1"], "seed"),
         (["bm25", "--files", "/nowhere.txt"], "/nowhere.txt cannot be read"),
         (["bm25", "--json", "/nowhere/speed.json"], "there is no folder /nowhere"),
         (["bm25", "--sentence-transformers"], "None of the models is a cross-encoder"),

@@ -12,9 +12,9 @@ from tamis.checkpoint import Checkpoint
 from tamis.cli.model_options import EMBEDDED, Spec, add_model_options, load_spec, numbers, read_specs
 from tamis.cli.output import status
 from tamis.cli.rank import passages_of
-from tamis.cli.reports import add_report_options, check_report_options, write_report
+from tamis.cli.reports import add_report_options, check_report_options, write_plots, write_report
 from tamis.errors import InvalidInput
-from tamis.evaluation.speed import PASSAGES, ROUNDS, SEED, measure_speed
+from tamis.evaluation.speed import PASSAGES, ROUNDS, SEED, check_speed, measure_speed
 from tamis.extras import need
 from tamis.quiet import quiet
 
@@ -64,6 +64,9 @@ def run(arguments: argparse.Namespace) -> None:
     texts = None
     if arguments.files is not None:
         texts = [passage.text for file in arguments.files for passage in passages_of(file, "line")]
+    passages = PASSAGES if arguments.passages is None else _several(arguments.passages)
+    requests = _several(arguments.requests)
+    check_speed(texts, arguments.query, passages, requests, arguments.rounds, arguments.seed)
     with ExitStack() as stack:
         with status("Loading"):
             models = dict(_models(arguments, specs, stack))
@@ -76,13 +79,14 @@ def run(arguments: argparse.Namespace) -> None:
             models,
             texts,
             queries=arguments.query,
-            passages=PASSAGES if arguments.passages is None else _several(arguments.passages),
-            requests=_several(arguments.requests),
+            passages=passages,
+            requests=requests,
             rounds=arguments.rounds,
             seed=arguments.seed,
             progress=True,
         )
-    write_report(report, arguments.json, arguments.plots)
+    write_report(report, arguments.json)
+    write_plots(report, arguments.plots)
 
 
 def _several(given: int | list[int]) -> list[int]:
@@ -96,18 +100,22 @@ def _models(arguments: argparse.Namespace, specs: Sequence[Spec], stack: ExitSta
         if arguments.peer and reranker.mode == "cross-encoder":
             facts = reranker.stats()
             dtype = "float32" if facts["device"] == "cpu" else facts["dtype"]
-            longest = spec.options.get("max_length", arguments.max_length)
-            yield f"{PEER} {spec.label}", _peer(spec.model, facts["device"].split(", ")[0], dtype, longest)
+            how = {
+                "device": facts["device"].split(", ")[0],
+                "max_length": spec.options.get("max_length", arguments.max_length),
+                "revision": spec.options.get("revision"),
+                "model_kwargs": {"dtype": dtype},
+            }
+            yield f"{PEER} {spec.label}", _peer(spec.model or str(Checkpoint.shipped().root), **how)
 
 
-def _peer(model: str | None, device: str, dtype: str, longest: int | None) -> Callable[[str, list[str]], object]:
+def _peer(source: str, **how: Any) -> Callable[[str, list[str]], object]:
     """sentence-transformers' CrossEncoder of a checkpoint, in its own batches; one request after the other."""
     from sentence_transformers import CrossEncoder
 
-    source = model or str(Checkpoint.shipped().root)
     try:
         with quiet():
-            encoder = CrossEncoder(source, device=device, max_length=longest, model_kwargs={"dtype": dtype})
+            encoder = CrossEncoder(source, **how)
     except Exception as error:  # whatever it does not like of a checkpoint
         raise InvalidInput(f"sentence-transformers does not load {source}: {error}") from error
     alone = Lock()  # tokenizers that cut are not for several threads

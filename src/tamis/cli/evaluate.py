@@ -21,7 +21,7 @@ from tamis.cli.model_options import (
     read_specs,
 )
 from tamis.cli.output import status
-from tamis.cli.reports import add_report_options, check_file, check_report_options, write_report, writing
+from tamis.cli.reports import add_report_options, check_file, check_report_options, write_plots, write_report, writing
 from tamis.errors import InvalidInput
 from tamis.evaluation.collection import Collection, check_seed, read_collection
 from tamis.extras import need
@@ -97,10 +97,11 @@ def run(arguments: argparse.Namespace) -> None:
         )
     with ExitStack() as stack:
         report = _evaluated(arguments, specs, collections, stack)
-    write_report(report, arguments.json, arguments.plots)
+    write_report(report, arguments.json)
     if arguments.per_query is not None:
         with writing(arguments.per_query):
             report.write_per_query(arguments.per_query)
+    write_plots(report, arguments.plots)
 
 
 def _specs(arguments: argparse.Namespace) -> list[Spec]:

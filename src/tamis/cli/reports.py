@@ -40,11 +40,11 @@ def check_file(path: str) -> None:
         raise InvalidInput(f"{path} cannot be written: there is no folder {Path(path).absolute().parent}.")
 
 
-def write_report(report: Any, json_file: str | None, plots: str | None) -> None:
-    """Shows a report's tables, or its JSON in their place, and writes the files that were asked for.
+def write_report(report: Any, json_file: str | None) -> None:
+    """Shows a report's tables, or its JSON in their place, and writes that if asked for.
 
     Raises:
-        InvalidInput: A file cannot be written.
+        InvalidInput: The file cannot be written.
     """
     if json_file == "-":
         write_json(report.to_json())
@@ -54,6 +54,14 @@ def write_report(report: Any, json_file: str | None, plots: str | None) -> None:
         text = json.dumps(report.to_json(), ensure_ascii=False, indent=2)
         with writing(json_file):
             Path(json_file).write_text(f"{text}\n", encoding="utf-8")
+
+
+def write_plots(report: Any, plots: str | None) -> None:
+    """Draws a report if asked for.
+
+    Raises:
+        InvalidInput: A file cannot be written.
+    """
     if plots is not None:
         for path in report.save_plots(plots):
             say(f"wrote {path}")

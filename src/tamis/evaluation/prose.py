@@ -14,9 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
+from tamis.errors import InvalidInput
+
 SEED = 20260
 MEDIAN_WORDS, SPREAD = 66, 0.7  # of the lognormal lengths
 SHORTEST, LONGEST = 10, 400  # words
+FEWEST = 10_000  # words to draw from
 
 _WORD = re.compile(r"[A-Za-z][a-z]*(?:['-][a-z]+)*[.,;:?!]?")
 
@@ -40,8 +43,15 @@ def stretches(
 
 @lru_cache
 def prose() -> tuple[str, ...]:
-    """The words of all docstrings in the standard library's top folder; code and names are left out."""
-    return tuple(_words())
+    """The words of all docstrings in the standard library's top folder; code and names are left out.
+
+    Raises:
+        InvalidInput: This Python has no sources.
+    """
+    words = tuple(_words())
+    if len(words) < FEWEST:
+        raise InvalidInput("This Python comes without its library's sources, where text is taken from; pass your own.")
+    return words
 
 
 def _words() -> Iterator[str]:

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from tamis.errors import InvalidInput
-from tamis.evaluation.prose import sample_passages
+from tamis.evaluation.collection import check_seed
+from tamis.evaluation.prose import prose, sample_passages
+from tamis.inputs import check_query
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -151,8 +153,10 @@ def measure_speed(
     """
     from tqdm.auto import tqdm
 
+    check_speed(texts, queries, passages, requests, rounds, seed)
+    if not models:
+        raise InvalidInput("There is no model to time; pass some, by their names.")
     sizes = [(count, at_once) for count in passages for at_once in requests]
-    _check(models, sizes, rounds, texts, queries)
     drawn = _Drawn(texts, queries, seed)
     begun = {(name, size): _Begun() for size in sizes for name in models}
     names = list(models)
@@ -171,26 +175,31 @@ def measure_speed(
     return SpeedReport(tuple(timings), {name: _facts(model) for name, model in models.items()}, rounds, seed)
 
 
-def _check(
-    models: Mapping[str, Model],
-    sizes: Sequence[tuple[int, int]],
-    rounds: int,
+def check_speed(
     texts: Sequence[str] | None,
     queries: Sequence[str] | None,
+    passages: Sequence[int],
+    requests: Sequence[int],
+    rounds: int,
+    seed: int,
 ) -> None:
-    if not models or not sizes:
-        raise InvalidInput("There is nothing to time; pass a model, a number of passages and a number of requests.")
-    for name, values in (
-        ("passages", [count for count, _ in sizes]), ("requests", [n for _, n in sizes]), ("rounds", [rounds]),
-    ):  # fmt: skip
+    """Raises InvalidInput where `measure_speed` would, but for the models, which take their time to load."""
+    for name, values in (("passages", passages), ("requests", requests), ("rounds", [rounds])):
+        if not values:
+            raise InvalidInput(f"There are no numbers of {name}; pass some.")
         for value in values:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InvalidInput(f"{name} is {value!r}; pass an int of at least 1.")
-    most = max(count for count, _ in sizes)
+    most = max(passages)
     if texts is not None and len(texts) < most:
         raise InvalidInput(f"There are {len(texts)} texts, too few for a request of {most} passages; pass more.")
     if queries is not None and not queries:
         raise InvalidInput("There is no query; pass some, or None.")
+    for query in queries or ():
+        check_query(query)
+    if texts is None or queries is None:
+        prose()
+    check_seed(seed)
 
 
 class _Drawn:
