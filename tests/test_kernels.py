@@ -169,6 +169,8 @@ def test_what_only_looks_like_a_norm_or_a_gate_is_left_alone(tmp_path):
             self.weight, self.eps = torch.nn.Parameter(torch.rand(64)), 1e-6
             if form == "gated":
                 self.forward = lambda x, gate=None: self.normed(x)
+            elif form == "raises":
+                self.forward = lambda x: x[:, :, 0]
             elif form == "centred":
                 self.forward = lambda x: self.normed(x - x.mean(-1, keepdim=True))
             else:
@@ -177,7 +179,8 @@ def test_what_only_looks_like_a_norm_or_a_gate_is_left_alone(tmp_path):
         def normed(self, x):
             return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * (1 + self.weight)
 
-    found = {form: decoder_parts.Norm.of(OddRMSNorm(form)) for form in ("gated", "centred", "odd", "gemma")}
+    forms = ("gated", "centred", "odd", "raises", "gemma")
+    found = {form: decoder_parts.Norm.of(OddRMSNorm(form)) for form in forms}
     assert [form for form, norm in found.items() if norm is not None] == ["gemma"]
     model = transformers.AutoModel.from_pretrained(tiny_lm.save(tmp_path, "llama", "Model"), dtype=torch.float32)
     mlps = [layer.mlp for layer in model.layers]
@@ -185,6 +188,24 @@ def test_what_only_looks_like_a_norm_or_a_gate_is_left_alone(tmp_path):
     mlps[1].act_fn = torch.nn.ReLU()
     parts = [part.module for part in decoder_parts.compiled_parts(model)]
     assert [mlp in parts for mlp in mlps] == [False, False, True]
+
+
+@needs_kernels
+def test_a_release_that_calls_its_modules_otherwise_runs_without(tmp_path, monkeypatch, caplog):
+    folder = tiny_lm.save(tmp_path, "llama", "ForSequenceClassification", bos=True)
+
+    def strange(self, hidden_states):
+        raise AssertionError("who calls gives more")
+
+    monkeypatch.setattr(decoder_parts.RotaryAttention, "__call__", strange)
+    with caplog.at_level("INFO", logger="tamis.engine.backbone"):
+        given, stats = logits(folder, "float32")
+    assert "is not tuned for the CPU: " in caplog.text
+    assert "unexpected keyword argument" in caplog.text
+    assert stats["packed"]
+    without(monkeypatch)
+    plain, _ = logits(folder, "float32")
+    np.testing.assert_allclose(given, plain, atol=3e-5 * max(1, np.abs(plain).max()))
 
 
 @needs_kernels

@@ -20,6 +20,7 @@ from tamis.engine.attention import attention
 from tamis.engine.prepacked import PrepackedLinear, can_join, joined
 
 _NEAR = {torch.float32: 1e-5, torch.bfloat16: 1e-2}  # relative difference; the compiled forms round less often
+UNFIT = (AttributeError, IndexError, RuntimeError, TypeError, ValueError)  # what a module raises that wants other input
 _ROWS = 4  # that a module is tried on
 _WINDOWS: dict[str, Callable[[Any], int | None]] = {  # the attention that is known, and where it says its window
     "LlamaAttention": lambda module: None,
@@ -68,8 +69,11 @@ def _alike(one: Callable[[Tensor], Tensor], other: Callable[[Tensor], Tensor], l
 def _difference(one: Callable[[Tensor], Tensor], other: Callable[[Tensor], Tensor], like: Tensor) -> float:
     width = like.shape[-1]
     x = torch.linspace(-2, 2, _ROWS * width).reshape(width, _ROWS).T.contiguous().to(like.dtype)
-    with torch.no_grad():
-        a, b = one(x).float(), other(x).float()
+    try:
+        with torch.no_grad():
+            a, b = one(x).float(), other(x).float()
+    except UNFIT:
+        return torch.inf
     return float((a - b).norm() / b.norm().clamp_min(1e-12))
 
 
