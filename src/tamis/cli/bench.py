@@ -26,7 +26,7 @@ def add_command(commands: Any) -> None:
     parser = commands.add_parser(
         "bench",
         help="how long models take on this machine",
-        description="Time models on requests of several sizes, interleaved, each request another. A MODEL is named as "
+        description="Time models on requests of several sizes, interleaved, each drawn anew. A MODEL is named as "
         "for `tamis eval`, as in half=FOLDER::dtype=bfloat16; the others are compared with the first one. No vector of "
         "a passage is kept between requests, unless a model's own options say so (::cache_bytes=...).",
     )

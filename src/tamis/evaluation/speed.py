@@ -134,8 +134,9 @@ def measure_speed(
 ) -> SpeedReport:
     """Times models on requests of several sizes, in rounds: each round another order, all models the same requests.
 
-    Each model answers one request of each size first, which is not counted. No two requests are the same, so that only
-    what a model keeps of passages helps it in later rounds: load it with `cache_bytes=0` if that is not wanted.
+    Each model answers one request of each size first, which is not counted. Every request is drawn anew; what a model
+    keeps of passages helps it where they come again: load it with `cache_bytes=0` if that is not wanted. Where texts or
+    queries are few, requests at once have sequences in common, which an engine runs once.
 
     Args:
         models: By the names that they have in the report, the one to compare with first: rerankers, or any functions
@@ -203,7 +204,7 @@ def check_speed(
 
 
 class _Drawn:
-    """Requests, none of them twice as long as there are texts enough."""
+    """Requests, each drawn anew; the same ones for the same seed."""
 
     def __init__(self, texts: Sequence[str] | None, queries: Sequence[str] | None, seed: int) -> None:
         self._texts = texts
