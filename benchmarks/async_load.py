@@ -26,9 +26,10 @@ import load_shapes as shapes
 import machine
 import numpy as np
 import workload as loads
+from contender import Logits
 from contest import PAUSE
 from load_shapes import Contender, Direct, Outcome, Request, quantiles
-from peers import Logits, tamis_auto_dtype
+from peers import tamis_auto_dtype
 from report import console, lines, table, write
 
 import tamis

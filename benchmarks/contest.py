@@ -16,7 +16,7 @@ import machine
 import numpy as np
 import peers
 import workload as loads
-from peers import Contender, Logits
+from contender import Contender, Logits
 from processes import Ended, Process, call
 from workload import Workload
 

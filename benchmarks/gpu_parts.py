@@ -11,14 +11,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import libraries
 import machine
 import models
 import numpy as np
 import peers
 import torch
 import workload as loads
+from contender import Ready
 from models import SHAPES, Shape
-from peers import Ready
 from report import lines, verdict
 from workload import Workload
 
@@ -144,7 +145,7 @@ def contest(job: Job, workload: Workload, title: str, repeats: int = 1) -> dict[
     seconds = 0.01 if job.quick else 0.1
     rate = machine.matrix_rates(workload.shape.products, job.device, ["bfloat16"], seconds)["bfloat16"]
     makers: dict[str, Callable[[], Ready]] = {
-        "sentence-transformers bfloat16": lambda: peers.sentence_transformers(workload, "bfloat16", job.device),
+        "sentence-transformers bfloat16": lambda: libraries.sentence_transformers(workload, "bfloat16", job.device),
         "transformers bfloat16, sorted": lambda: peers.padded_loop(workload, "bfloat16", job.device),
         "Tamis bfloat16": lambda: peers.tamis_run(workload, "bfloat16", job.device),
     }

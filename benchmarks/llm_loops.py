@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stderr
+from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -26,6 +29,7 @@ FULL, ONE = "transformers, whole vocabulary", "transformers, logits_to_keep=1"
 KINDS: dict[str, dict[str, Any]] = {FULL: {}, ONE: {"logits_to_keep": 1, "use_cache": False}}
 MEMORY_BATCH = 4  # passages at once in the loops whose memory is measured: 16 of 1,024 tokens would take 17 GB
 BATCHES = (8, 16, 32)  # of which a loop gets its fastest on as many passages as the largest
+FLAG_TOKENS = 1024  # that FlagLLMReranker reads of a passage: its card's, and more than any has here
 MEDIAN_WORDS, SPREAD, SHORTEST, LONGEST = 90, 0.5, 20, 300  # of the passages' lognormal lengths
 QUERY_WORDS = 12
 
@@ -97,20 +101,43 @@ class Loop:
 
     def fastest(self, texts: Texts, sizes: Sequence[int], **options: Any) -> tuple[int, Ask]:
         """With the batch size that is fastest on the first query and a part of the passages, the best of two tries."""
-        passages = texts.passages[: max(sizes)]
-        taken: dict[int, list[float]] = {}
-        for size in 2 * tuple(sizes):
-            needed = size * self.longest(texts.queries[0], texts.passages) * self.model.config.vocab_size
-            if (
-                "logits_to_keep" not in options
-                and needed * self.model.dtype.itemsize > 0.6 * machine.available() * machine.MB
-            ):
-                console.print(f"left out: batches of {size}, whose logits do not fit into memory", style="yellow")
-                continue
-            ask = self.with_batches_of(size, **options)
-            taken.setdefault(size, []).append(seconds(ask, texts.queries[0], passages)[0])
-        best = min(taken, key=lambda size: min(taken[size]))
-        return best, self.with_batches_of(best, **options)
+        words, width = self.model.config.vocab_size, self.model.dtype.itemsize
+        longest, free = self.longest(texts.queries[0], texts.passages), 0.6 * machine.available() * machine.MB
+        fit = [size for size in sizes if "logits_to_keep" in options or size * longest * words * width <= free]
+        for size in set(sizes) - set(fit):
+            console.print(f"left out: batches of {size}, whose logits do not fit into memory", style="yellow")
+        return fastest(partial(self.with_batches_of, **options), texts, fit)
+
+
+def flag_ask(folder: Path, dtype: str) -> Callable[[int], Ask]:
+    """FlagEmbedding's `FlagLLMReranker` with its own prompt and batches of a size; it sorts by length.
+
+    Raises:
+        ImportError: It is not installed.
+    """
+    from FlagEmbedding import FlagLLMReranker
+
+    model = FlagLLMReranker(str(folder), use_bf16=dtype == "bfloat16", devices=["cpu"], max_length=FLAG_TOKENS)
+
+    def with_batches_of(size: int) -> Ask:
+        def ask(query: str, passages: Sequence[str]) -> Logits:
+            pairs = [(f"A: {query}", f"B: {passage}") for passage in passages]
+            with redirect_stderr(StringIO()):  # bars that no setting hides
+                return np.asarray(model.compute_score_single_gpu(pairs, batch_size=size, device="cpu"), np.float64)
+
+        return ask
+
+    return with_batches_of
+
+
+def fastest(with_batches_of: Callable[[int], Ask], texts: Texts, sizes: Sequence[int]) -> tuple[int, Ask]:
+    """The batch size that is fastest on the first query and a part of the passages, the best of two tries."""
+    passages = texts.passages[: max(sizes)]
+    taken: dict[int, list[float]] = {}
+    for size in 2 * tuple(sizes):
+        taken.setdefault(size, []).append(seconds(with_batches_of(size), texts.queries[0], passages)[0])
+    best = min(taken, key=lambda size: min(taken[size]))
+    return best, with_batches_of(best)
 
 
 def chat_render(folder: Path) -> Render:

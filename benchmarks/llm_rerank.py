@@ -1,13 +1,14 @@
 """What Tamis saves with rerankers that are language models, beside the loops of their model cards.
 
-    python benchmarks/llm_rerank.py [--only qwen smollm2 layerwise memory] [--rounds 3] [--passages 64] [--quick]
-        [--json FILE]
+    python benchmarks/llm_rerank.py [--only qwen flag smollm2 layerwise memory] [--rounds 3] [--passages 64] [--whole]
+        [--quick] [--json FILE]
 
-Three questions, each in float32 and bfloat16. How much faster is a causal LM than a padded loop with transformers,
-which computes the whole vocabulary's logits? What does leaving a 40-layer model at layer 8 save? Does memory grow with
-the passages' length where the vocabulary is Gemma's? Times go from texts to logits, in rounds in rotated order, each
-with another query, so that nothing is remembered; memory is that of a fresh process each. Compare the ratios, which
-are taken within rounds; the seconds belong to one machine on one day.
+Questions, each in float32 and bfloat16. How much faster is a causal LM than a padded loop with transformers, which
+computes the whole vocabulary's logits, and than FlagEmbedding's class? What does leaving a 40-layer model at layer 8
+save? Does memory grow with the passages' length where the vocabulary is Gemma's? Times go from texts to logits, in
+rounds in rotated order, each with another query, so that nothing is remembered; memory is that of a fresh process each.
+Compare the ratios, which are taken within rounds; the seconds belong to one machine on one day. `--whole` takes the
+real sizes of Qwen3-Reranker-0.6B, for a few passages.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ from llm_loops import (
     Render,
     Texts,
     chat_render,
+    fastest,
+    flag_ask,
     growth,
     pieces,
     qwen_render,
@@ -71,6 +74,10 @@ class Size:
     memory_kinds: tuple[str, ...] = (FULL, ONE)
 
 
+WHOLE = (
+    ("hidden_size", 1024), ("num_hidden_layers", 28), ("num_attention_heads", 16), ("num_key_value_heads", 8),
+    ("head_dim", 128), ("intermediate_size", 3072),
+)  # fmt: skip
 QUICK = Size(
     2, 12, (8,),
     (("hidden_size", 64), ("num_hidden_layers", 2), ("head_dim", 8), ("intermediate_size", 128), ("vocab_size", 8192)),
@@ -109,17 +116,18 @@ def parse() -> tuple[argparse.Namespace, Size]:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--rounds", type=int, help=f"default: {Size.rounds}")
     parser.add_argument("--passages", type=int, help=f"default: {Size.passages}")
+    parser.add_argument("--whole", action="store_true", help="Qwen3 as large as Qwen3-Reranker-0.6B")
     parser.add_argument("--quick", action="store_true", help="tiny models, to see that it works: under a minute")
     parser.add_argument("--json", type=Path, help="write everything here")
     arguments = parser.parse_args()
     given = {name: getattr(arguments, name) for name in ("rounds", "passages")}
     if any(n is not None and n < 1 for n in given.values()):
         parser.error("--rounds and --passages are at least 1")
-    size = QUICK if arguments.quick else Size()
+    size = QUICK if arguments.quick else Size(qwen=WHOLE if arguments.whole else ())
     return arguments, replace(size, **{name: n for name, n in given.items() if n is not None})
 
 
-# -- the three questions ----------------------------------------------------------------------------------------------
+# -- the questions ----------------------------------------------------------------------------------------------------
 
 
 def qwen(size: Size, texts: Texts, folder: Path) -> Iterator[dict[str, Any]]:
@@ -151,20 +159,7 @@ def causal(title: str, size: Size, texts: Texts, folder: Path, render: Render, *
         ask(texts.queries[0], texts.passages)
         stats = dict(reranker.stats())
     taken, answers = rounds(title, contenders, texts)
-    rows = []
-    for place, contender in enumerate(contenders):
-        ours = taken[3 * (place // 3) + 2]
-        rows.append(
-            {
-                "name": f"{contender.name}, {contender.dtype}",
-                "median": median(taken[place]),
-                "best": min(taken[place]),
-                "ratio": median(theirs / mine for theirs, mine in zip(taken[place], ours, strict=True)),
-                "ratios": [theirs / mine for theirs, mine in zip(taken[place], ours, strict=True)],
-                "largest_difference": float(np.abs(answers[place] - answers[0]).max()),
-                "seconds": taken[place],
-            }
-        )
+    rows = beside_tamis(contenders, taken, answers)
     tokens, spared = int(stats["tokens"]), int(stats["prefix_tokens_reused"])
     reached = [row["ratio"] for row in rows if FULL in row["name"]]
     return {
@@ -177,6 +172,61 @@ def causal(title: str, size: Size, texts: Texts, folder: Path, render: Render, *
             f"{tokens - spared:,}; {len(taken[0])} rounds. Ratio: seconds over those of Tamis in the same dtype.",
             f"Largest difference of a logit from the first row's; their standard deviation is {answers[0].std():.2f}.",
             verdict("Whole vocabulary over Tamis, at least 1.5x", min(reached), min(reached) >= 1.5),
+        ],
+    }
+
+
+def beside_tamis(
+    contenders: Sequence[Contender], taken: Sequence[list[float]], answers: Sequence[Logits]
+) -> list[dict[str, Any]]:
+    """A row each; Tamis is the last of each dtype, and logits are compared with the first row's."""
+    rows = []
+    for place, contender in enumerate(contenders):
+        ours = next(i for i in range(place, len(contenders)) if contenders[i].name == "Tamis")
+        ratios = [theirs / mine for theirs, mine in zip(taken[place], taken[ours], strict=True)]
+        rows.append(
+            {
+                "name": f"{contender.name}, {contender.dtype}",
+                "median": median(taken[place]),
+                "best": min(taken[place]),
+                "ratio": median(ratios),
+                "ratios": ratios,
+                "largest_difference": float(np.abs(answers[place] - answers[0]).max()),
+                "seconds": taken[place],
+            }
+        )
+    return rows
+
+
+def flag(size: Size, texts: Texts, folder: Path) -> Iterator[dict[str, Any]]:
+    """FlagEmbedding's own class and prompt, from texts to logits."""
+    title = "FlagEmbedding's prompt, random Qwen3"
+    made = save_causal(folder / "flag", "Qwen3", {**QWEN, **dict(size.qwen)}, tokenizer_of(texts.prose, bos=True))
+    contenders, batches = [], {}
+    for dtype in DTYPES:
+        try:
+            reader = flag_ask(made, dtype)
+        except ImportError as error:
+            console.print(f"left out: FlagEmbedding ({error}; make bench installs it)", style="yellow")
+            return
+        with console.status(f"{title}: the best batch size, {dtype}"):
+            batches[dtype], ask = fastest(reader, texts, size.batches)
+        contenders.append(Contender(f"FlagLLMReranker, batches of {batches[dtype]}", dtype, ask))
+        contenders.append(Contender("Tamis", dtype, tamis_ask(made, dtype, family="bge-reranker-v2-gemma")[1]))
+        contenders[-1].ask(texts.queries[0], texts.passages)
+    taken, answers = rounds(title, contenders, texts)
+    rows = beside_tamis(contenders, taken, answers)
+    over = rows[0]["median"] / rows[-1]["median"]
+    yield {
+        "title": title,
+        "columns": ["median", "best", "ratio", "largest_difference"],
+        "rows": rows,
+        "batches": batches,
+        "notes": [
+            f"{len(texts.passages)} passages; {len(taken[0])} rounds. Ratio: seconds over those of Tamis in the same "
+            "dtype.",
+            f"Largest difference of a logit from the first row's; their standard deviation is {answers[0].std():.2f}.",
+            verdict("FlagLLMReranker in float32 over Tamis in bfloat16, at least 2.5x", over, over >= 2.5),
         ],
     }
 
@@ -271,7 +321,7 @@ def memory(size: Size, texts: Texts, folder: Path) -> Iterator[dict[str, Any]]:
     }
 
 
-PARTS = {"qwen": qwen, "smollm2": smollm2, "layerwise": layerwise, "memory": memory}
+PARTS = {"qwen": qwen, "flag": flag, "smollm2": smollm2, "layerwise": layerwise, "memory": memory}
 
 
 # -- the report -------------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ All contenders load one checkpoint, and each answers a request with the logits o
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
@@ -17,7 +16,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import workload as loads
-from peers import Logits
+from contender import Logits
+from libraries import infinity_engine, placed
 
 from tamis import Reranker
 from tamis.engine.sequences import Tokens, cut, in_order
@@ -112,18 +112,12 @@ def executor(checkpoint: Path) -> Contender:
 
 
 def infinity(checkpoint: Path) -> Contender:
-    """Infinity's engine with its defaults; it uses BetterTransformer only where it finds optimum below 2.0."""
-    os.environ.setdefault("DO_NOT_TRACK", "1")
-    from infinity_emb import AsyncEmbeddingEngine, EngineArgs
-
-    arguments = EngineArgs(
-        model_name_or_path=str(checkpoint), engine="torch", device="cpu", dtype="float32", model_warmup=False
-    )
-    engine = AsyncEmbeddingEngine.from_args(arguments)
+    """Infinity's engine with its defaults."""
+    engine = infinity_engine(checkpoint, "float32")
 
     async def ask(request: Request) -> Logits:
         results, _ = await engine.rerank(query=request.query, docs=request.passages, raw_scores=True)
-        return _placed((result.index, result.relevance_score) for result in results)
+        return placed((result.index, result.relevance_score) for result in results)
 
     return Contender("infinity", ask, lambda: engine)
 
@@ -133,14 +127,9 @@ def tamis_arank(reranker: Reranker, dtype: str) -> Contender:
 
     async def ask(request: Request) -> Logits:
         ranking = await reranker.arank(request.query, request.passages)
-        return _placed((hit.index, hit.logit) for hit in ranking)
+        return placed((hit.index, hit.logit) for hit in ranking)
 
     return Contender(f"Tamis arank {dtype}", ask)
-
-
-def _placed(pairs: Iterator[tuple[int, float]]) -> Logits:
-    found = dict(pairs)
-    return np.array([found[i] for i in range(len(found))], np.float64)
 
 
 class Direct:

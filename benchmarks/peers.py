@@ -1,85 +1,26 @@
-"""The contenders: each loads one checkpoint and answers with the logits of a query's passages, from texts.
+"""The contenders: who they are for a model, Tamis itself, and the loops that one writes with transformers alone.
 
-sentence-transformers is run as its users run it. The others get what suits the machine: passages sorted by length, and
-the batch size that was fastest on a part of them. A peer is shown at its best, not at its default.
+sentence-transformers and infinity are run as their users run them. The others get what suits the machine: passages
+sorted by length, and the batch size that was fastest on a part of them. A peer is shown at its best, not at its
+default.
 """
 
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import Any
 
 import machine
-import models
 import numpy as np
 import torch
+from contender import Contender, Inputs, Ready, sorted_batches
 from exports import exported, quantised
-from machine import synchronise
+from libraries import flag_embedding, infinity, onnx_runtime, open_vino, sentence_transformers
 from models import Shape
-from numpy.typing import NDArray
 from workload import Workload
 
-Logits: TypeAlias = NDArray[np.float64]
-Run: TypeAlias = Callable[[Sequence[str]], Logits]
-Inputs: TypeAlias = dict[str, NDArray[np.int64]]
-
 SENTENCES, WHOLE = "sentence-transformers float32", "transformers float32, whole vocabulary"
-BATCHES = (1, 4, 8, 16, 32)
-FITS = 32_768  # tokens of a padded batch
-TRIED = 32  # passages that batch sizes are tried on
-
-
-@dataclass
-class Ready:
-    """A contender that is loaded.
-
-    Attributes:
-        run: From passages to logits.
-        facts: What else it knows of its runs: "padding", the share of the tokens computed that was padding; "batch".
-        close: Lets go of what does not go by itself.
-    """
-
-    run: Run
-    facts: Callable[[], dict[str, Any]] = dict
-    close: Callable[[], None] = lambda: None
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One row of the table.
-
-    Attributes:
-        name: In the table and for `--only`.
-        rate: The matrix rate that its share is counted of; None where it computes in another format.
-        load: Makes it ready to run, with so many threads. Raises ImportError where its library is missing.
-        prepare: What must be made once for a checkpoint, in a process of its own.
-    """
-
-    name: str
-    rate: str | None
-    load: Callable[[Workload, int], Ready]
-    prepare: Callable[[Workload], Any] | None = None
-
-
-@dataclass
-class Padded:
-    """Counts tokens that are computed, and those among them that are padding."""
-
-    computed: int = 0
-    read: list[Any] = field(default_factory=list)  # where they are: no GPU is waited for
-    more: dict[str, Any] = field(default_factory=dict)
-
-    def add(self, mask: Any) -> None:
-        """A batch."""
-        self.computed += int(np.prod(mask.shape))
-        self.read.append(mask.sum())
-
-    def facts(self) -> dict[str, Any]:
-        """Of all batches so far."""
-        return {"padding": 1 - sum(map(int, self.read)) / self.computed if self.computed else None, **self.more}
 
 
 def contenders(shape: Shape) -> list[Contender]:
@@ -93,7 +34,8 @@ def absent(shape: Shape) -> list[str]:
         return []
     reads = "a causal model's next word" if shape.kind == "yes-no" else "the model type llama_bidirec without its code"
     return [
-        f"sentence-transformers (it does not read {reads})",
+        f"sentence-transformers and infinity (they do not read {reads})",
+        "FlagEmbedding (it has prompts of its own; see llm_rerank.py)",
         "ONNX Runtime and OpenVINO (only encoders are exported here)",
     ]
 
@@ -102,6 +44,9 @@ def _readers_of_pairs() -> list[Contender]:
     return [
         Contender(SENTENCES, "float32", lambda w, _: sentence_transformers(w, "float32")),
         Contender("sentence-transformers bfloat16", "bfloat16", lambda w, _: sentence_transformers(w, "bfloat16")),
+        Contender("FlagEmbedding float32", "float32", lambda w, _: flag_embedding(w)),
+        Contender("infinity float32", "float32", lambda w, _: infinity(w, "float32")),
+        Contender("infinity bfloat16", "bfloat16", lambda w, _: infinity(w, "bfloat16")),
         Contender("transformers float32, sorted", "float32", lambda w, _: padded_loop(w, "float32")),
         Contender("transformers bfloat16, sorted", "bfloat16", lambda w, _: padded_loop(w, "bfloat16")),
         Contender("ONNX Runtime float32, sorted", "float32", lambda w, n: onnx_runtime(w, n, int8=False), exported),
@@ -177,24 +122,6 @@ def tamis_run(workload: Workload, dtype: str, device: str = "cpu") -> Ready:
     return Ready(lambda passages: np.asarray(reranker.logits(workload.query, passages)), facts, reranker.close)
 
 
-def sentence_transformers(workload: Workload, dtype: str, device: str = "cpu") -> Ready:
-    """`CrossEncoder.predict` with its defaults, but for the activation."""
-    from sentence_transformers import CrossEncoder
-    from transformers import PreTrainedModel
-
-    model = CrossEncoder(str(workload.checkpoint), device=device, model_kwargs={"dtype": getattr(torch, dtype)})
-    options = {"activation_fn": torch.nn.Identity(), "show_progress_bar": False}
-    count = Padded()
-    inner = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
-    words, pad = inner.get_input_embeddings(), inner.config.pad_token_id
-    words.register_forward_pre_hook(lambda _, ids: count.add(ids[0] != pad))
-
-    def run(passages: Sequence[str]) -> Logits:
-        return np.asarray(model.predict([(workload.query, text) for text in passages], **options), np.float64)
-
-    return Ready(run, count.facts)
-
-
 def padded_loop(workload: Workload, dtype: str, device: str = "cpu", **forward: Any) -> Ready:
     """The loop that one writes with transformers alone, sorted by length; `forward` goes to the model."""
     model, read = _loaded(workload, dtype)
@@ -239,67 +166,3 @@ def _loaded(workload: Workload, dtype: str) -> tuple[Any, Callable[[Any, dict[st
         return torch.nn.functional.linear(pooled, model.score.weight.float())
 
     return model, mean
-
-
-def onnx_runtime(workload: Workload, threads: int, *, int8: bool) -> Ready:
-    """ONNX Runtime; `int8` is its dynamic quantisation: int8 weights, uint8 activations scaled at run time."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    file = quantised(workload) if int8 else exported(workload)
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    return sorted_batches(workload, lambda inputs: session.run(None, inputs)[0])
-
-
-def open_vino(workload: Workload, threads: int, precision: str) -> Ready:
-    """OpenVINO, computing in `precision`."""
-    import openvino
-
-    core = openvino.Core()
-    settings = {
-        "INFERENCE_PRECISION_HINT": precision,
-        "INFERENCE_NUM_THREADS": threads,
-        "PERFORMANCE_HINT": "LATENCY",
-    }
-    model = core.compile_model(core.read_model(exported(workload)), "CPU", settings)
-    used = str(model.get_property("INFERENCE_PRECISION_HINT"))
-    if precision not in used and {"f32": "float", "bf16": "bfloat16"}[precision] not in used:
-        raise ImportError(f"this processor computes in {used}, not in {precision}")
-    return sorted_batches(workload, lambda inputs: model(inputs)[0])
-
-
-def sorted_batches(workload: Workload, forward: Callable[[Inputs], Any], device: str = "cpu") -> Ready:
-    """Tokenises, sorts by length, pads batches of the size that is the fastest for the workload."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(workload.checkpoint)
-
-    def loop(passages: Sequence[str], size: int, count: Padded) -> Logits:
-        encoded = models.encode(workload.shape, tokenizer, workload.query, passages)
-        lengths = [len(ids) for ids in encoded["input_ids"]]
-        ranked = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-        logits = np.zeros(len(lengths))
-        for start in range(0, len(ranked), size):
-            rows = ranked[start : start + size]
-            padded = tokenizer.pad({name: [values[i] for i in rows] for name, values in encoded.items()})
-            inputs = {name: np.asarray(values, np.int64) for name, values in padded.items()}
-            count.add(inputs["attention_mask"])
-            logits[rows] = np.asarray(forward(inputs))[:, 0]
-        return logits
-
-    def fastest() -> int:
-        sample = workload.passages[:: -(-len(workload.passages) // TRIED)]
-        fit = [n for n in BATCHES if n == 1 or n * max(workload.lengths) <= FITS]
-        sizes = [n for n in fit if n < 2 * len(sample)]
-        seconds: dict[int, float] = {}
-        for size in 2 * sizes if len(sizes) > 1 else ():  # the first time some libraries compile for a shape
-            start = time.perf_counter()
-            loop(sample, size, Padded())
-            synchronise(device)
-            seconds[size] = time.perf_counter() - start
-        return min(seconds, key=seconds.__getitem__) if seconds else sizes[0]
-
-    size = fastest()
-    count = Padded(more={"batch": size})
-    return Ready(lambda passages: loop(passages, size, count), count.facts)

@@ -26,8 +26,9 @@ import contest
 import machine
 import models
 import workload as loads
+from contender import Contender
 from models import SHAPES
-from peers import Contender, contenders, tamis_auto_dtype, tamis_run
+from peers import contenders, tamis_auto_dtype, tamis_run
 from report import console, lines, table, write
 
 from tamis.evaluation.prose import MEDIAN_WORDS, prose

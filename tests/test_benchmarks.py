@@ -102,6 +102,19 @@ def test_a_contest(run):
 
 
 @pytest.mark.slow
+def test_libraries_that_make_bench_installs(run):
+    for name in ("FlagEmbedding", "infinity_emb"):
+        pytest.importorskip(name)
+    (contest,) = run("speed", "--quick", "--only", "FlagEmbedding", "infinity", "Tamis float32")["runs"]
+    differences = {row["name"]: row["largest_difference"] for row in contest["results"]}
+    assert {"FlagEmbedding float32", "infinity float32", "infinity bfloat16"} <= set(differences)
+    assert all(found < (0.1 if "bfloat16" in name else 1e-4) for name, found in differences.items())
+    (prompts,) = run("llm_rerank", "--quick", "--only", "flag")["tables"]
+    assert len(prompts["rows"]) == 4
+    assert all(row["largest_difference"] < (0.2 if "bfloat16" in row["name"] else 1e-4) for row in prompts["rows"])
+
+
+@pytest.mark.slow
 def test_growth(run):
     (series,) = run("growth", "--quick", "--only", "length")["series"]
     assert [row["size"] for row in series["rows"]] == [16, 64]
