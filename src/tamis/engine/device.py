@@ -17,6 +17,7 @@ from tamis.engine.counters import Counters
 from tamis.engine.requests import Outputs, Row, Sent
 from tamis.engine.scheduler import Work
 from tamis.engine.sequences import Tokens, cut, in_order, saved
+from tamis.engine.trimming import Trimmer
 from tamis.errors import OutOfMemory
 
 logger = logging.getLogger(__name__)
@@ -85,6 +86,7 @@ class Device:
         self.thread: threading.Thread | None = None
         self._full = batch_tokens
         self._calm = 0
+        self._trimmer = Trimmer()
 
     def alive(self) -> bool:
         """Whether its thread runs."""
@@ -138,6 +140,7 @@ class Device:
         self._grow()
         for work, row in zip(batch, rows, strict=True):
             exchange.give(work, row)
+        self._trimmer.ran()
         return []
 
     def _spared(self, batch: list[Work[Sent]]) -> int:
