@@ -85,7 +85,7 @@ def curve(places: Sequence[str], figures: Mapping[str, Sequence[float]], unit: s
         axes.plot(places, values, style, color=OURS if style[0] == "o" else SECOND, label=name)
     axes.set(xlabel=unit, ylim=(0, 1))
     axes.grid(visible=True, alpha=0.3)
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(frameon=False, fontsize=8, loc="outside right upper")
     figure.savefig(file, dpi=DPI)
 
 
