@@ -333,6 +333,15 @@ def test_a_replaced_checkpoint_is_loaded_anew(folder):
     first.close()
 
 
+def test_batches_of_a_small_model_are_larger_on_a_cpu(classifier):
+    wide = classifier("bert", hidden_size=512, num_hidden_layers=10, num_attention_heads=8, intermediate_size=32)
+    for folder, tokens in ((classifier("bert"), 4096), (classifier("distilbert"), 4096), (wide, 2048)):
+        with tamis.load(folder, device="cpu", dtype="float32") as reranker:
+            assert reranker.stats()["batch_tokens"] == tokens
+        with tamis.load(folder, device="cpu", dtype="float32", batch_tokens=300) as reranker:
+            assert reranker.stats()["batch_tokens"] == 300
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -14,7 +14,7 @@ from tamis import bert_files
 from tamis.checkpoint import Checkpoint, read_json
 from tamis.engine.architectures import ARCHITECTURES, DECODERS, Architecture
 from tamis.engine.attention import registered
-from tamis.engine.devices import choose_devices, choose_dtype
+from tamis.engine.devices import choose_batch_tokens, choose_devices, choose_dtype
 from tamis.engine.engine import Engine
 from tamis.engine.loaded import Lease, Loaded
 from tamis.errors import CorruptCheckpoint, InvalidInput, MissingExtra, RemoteCode, UnknownFamily, UntrainedHead
@@ -23,9 +23,6 @@ from tamis.native_encoders import native_of
 from tamis.options import LoadOptions
 from tamis.quiet import quiet
 from tamis.tokenizing import TextTokenizer
-
-CPU_BATCH_TOKENS = 2048  # a CPU's caches are full early
-GPU_BATCH_TOKENS = 32768  # a GPU wants much work at once
 
 
 def architecture_of(config: Any, options: LoadOptions) -> Architecture | None:
@@ -293,8 +290,8 @@ def lease(
     dtype = choose_dtype(options.dtype, devices[0])
     key = (
         mode, checkpoint.fingerprint(), devices, dtype, options.num_layers, options.attention, options.head,
-        _batch_tokens(devices[0], options), runs_code(checkpoint, options), options.score_cache_bytes,
-        options.queue_tokens, details,
+        options.batch_tokens or choose_batch_tokens(devices[0], checkpoint.config), runs_code(checkpoint, options),
+        options.score_cache_bytes, options.queue_tokens, details,
     )  # fmt: skip
     make = partial(load, checkpoint, options, devices, dtype)
     return Lease(key, make, weight=options.weight, wait=options.overload == "wait")
@@ -304,15 +301,11 @@ def engine(runners: Sequence[Any], device: torch.device, checkpoint: Checkpoint,
     """The engine over copies of one model."""
     return Engine(
         runners,
-        _batch_tokens(device, options),
+        options.batch_tokens or choose_batch_tokens(device, checkpoint.config),
         checkpoint.name,
         queue_tokens=options.queue_tokens,
         score_bytes=options.score_cache_bytes,
     )
-
-
-def _batch_tokens(device: torch.device, options: LoadOptions) -> int:
-    return options.batch_tokens or (CPU_BATCH_TOKENS if device.type == "cpu" else GPU_BATCH_TOKENS)
 
 
 def facts(checkpoint: Checkpoint, devices: Sequence[torch.device], dtype: torch.dtype) -> Mapping[str, Any]:

@@ -1,10 +1,18 @@
-"""Which device, and which dtype on it."""
+"""Which device, which dtype on it, and how much at once."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from tamis.errors import InvalidInput
+
+GPU_BATCH_TOKENS = 32768  # a GPU wants much work at once
+CPU_BATCH_TOKENS = 2048  # a CPU's caches are full early, and nothing comes between two parts of a batch
+SMALL = 30e6  # weights of all layers: up to these a batch is over soon, and is twice as large
 
 
 def choose_device(device: str | None) -> torch.device:
@@ -44,6 +52,20 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if _computes_bfloat16(device) else torch.float32
     chosen: torch.dtype = getattr(torch, dtype)
     return chosen
+
+
+def choose_batch_tokens(device: torch.device, config: Mapping[str, Any]) -> int:
+    """What a batch of the transformer with this `config.json` may cost."""
+    if device.type != "cpu":
+        return GPU_BATCH_TOKENS
+    layers, width = _size(config, "num_hidden_layers", "n_layers"), _size(config, "hidden_size", "dim")
+    return CPU_BATCH_TOKENS if 12 * layers * width**2 > SMALL else 2 * CPU_BATCH_TOKENS  # as BERT's layers have them
+
+
+def _size(config: Mapping[str, Any], *names: str) -> float:
+    """The number under the first of these names that is there; infinity where there is none."""
+    found = next((config[name] for name in names if name in config), None)
+    return float(found) if isinstance(found, int) else math.inf
 
 
 def _computes_bfloat16(device: torch.device) -> bool:
