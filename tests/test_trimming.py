@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tamis.engine.trimming import BATCHES, SECONDS, Trimmer, malloc_trim
+from tamis.engine.trimming import BATCHES, SECONDS, SHARE, Trimmer, malloc_trim
 
 HOLES = """
 import ctypes
@@ -80,10 +80,10 @@ def test_what_takes_long_is_done_seldom(clock):
     made, calls = trimmer(clock, takes=0.1)
     clock.now += SECONDS
     run(made)
-    clock.now += 99.0
+    clock.now += 0.1 / SHARE - 0.5
     run(made)
     assert len(calls) == 1
-    clock.now += 1.1
+    clock.now += 0.6
     run(made, 1)
     assert len(calls) == 2
 

@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable
 from functools import cache
 
-BATCHES = 50  # run since the last time: a few requests now and then find their memory as they left it
-SECONDS = 5.0  # since the last time
-SHARE = 0.001  # of the time that it may take
+BATCHES = 20  # run since the last time: a few requests now and then find their memory as they left it
+SECONDS = 1.0  # since the last time
+SHARE = 0.0025  # of the time that it may take
 
 
 class Trimmer:
