@@ -133,18 +133,15 @@ def beside_tamis(
     for place, contender in enumerate(contenders):
         ours = next(i for i in range(place, len(contenders)) if contenders[i].name == "Tamis")
         ratios = [theirs / mine for theirs, mine in zip(taken[place], taken[ours], strict=True)]
-        rows.append(
-            {
-                "name": f"{contender.name}, {contender.dtype}",
-                "median": median(taken[place]),
-                "best": min(taken[place]),
-                "ratio": median(ratios),
-                "ratios": ratios,
-                "largest_difference": float(np.abs(answers[place] - answers[0]).max()),
-                "seconds": taken[place],
-            }
-        )
+        largest = float(np.abs(answers[place] - answers[0]).max())
+        rows.append(row(contender, taken[place], ratio=median(ratios), ratios=ratios, largest_difference=largest))
     return rows
+
+
+def row(contender: Contender, taken: list[float], **more: Any) -> dict[str, Any]:
+    """What every table says of a contender, and what only this one does."""
+    name = f"{contender.name}, {contender.dtype}"
+    return {"name": name, "median": median(taken), "best": min(taken), **more, "seconds": taken}
 
 
 def flag(size: Size, texts: Texts, folder: Path) -> Iterator[dict[str, Any]]:
@@ -198,16 +195,7 @@ def layerwise(size: Size, texts: Texts, folder: Path) -> Iterator[dict[str, Any]
     for place, contender in enumerate(contenders):
         whole = taken[len(layers) * (place // len(layers))]
         ratios = [theirs / mine for theirs, mine in zip(whole, taken[place], strict=True)]
-        rows.append(
-            {
-                "name": f"{contender.name}, {contender.dtype}",
-                "median": median(taken[place]),
-                "best": min(taken[place]),
-                "speed_up": median(ratios),
-                "ratios": ratios,
-                "seconds": taken[place],
-            }
-        )
+        rows.append(row(contender, taken[place], speed_up=median(ratios), ratios=ratios))
     early = min(row["speed_up"] for row in rows if "=8," in row["name"])
     yield {
         "title": title,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 import tamis
 import tiny
@@ -30,6 +31,9 @@ BLEND = {"weight": 30.0, "scale": 0.5, "offset": -1.25}
 def folder(tmp_path, monkeypatch):
     """A tiny cross-encoder with a tiny bi-encoder inside it; nothing names the place where they are."""
     root = tiny.save_classifier(tmp_path / "pair", "bert")
+    weights = load_file(root / "model.safetensors")
+    weights["classifier.weight"] *= 4  # tokenizers are trained by process: so that logits spread in every one
+    save_file(weights, root / "model.safetensors", metadata={"format": "pt"})
     tiny.sentence_layout(tiny.save_encoder(root / "beside", "bert", seed=5), "mean")
     said(root, bi_encoder="beside", **BLEND)
     monkeypatch.chdir(tmp_path)
@@ -50,7 +54,7 @@ def test_a_logit_is_the_blend_of_both_models_own(folder):
         ours, logits, cosines = (one.logits(QUERY, TEXTS) for one in (fused, cross, similar))
         expected = [0.5 * (a + 30.0 * b) - 1.25 for a, b in zip(logits, cosines, strict=True)]
         assert ours == pytest.approx(expected, abs=1e-6)
-        assert np.std(logits) > 0.01 < 30.0 * np.std(cosines)  # both count: pieces, and so numbers, differ by process
+        assert np.std(logits) > 0.1 < 30.0 * np.std(cosines)  # both of them count
         assert fused.score(QUERY, TEXTS) == pytest.approx([1 / (1 + math.exp(-x)) for x in expected], abs=1e-6)
         ranking = fused.rank(QUERY, TEXTS)
         assert [hit.index for hit in ranking] == np.argsort(-np.array(expected), kind="stable").tolist()
