@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import processors
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import tamis
@@ -26,17 +26,7 @@ WORDS = ("true", "false", "yes", "no", "não", "sim")
 @lru_cache
 def tokenizer(words=WORDS):
     """As T5's: pieces with a word mark, `</s>` at the end, and each of `words` a piece."""
-    core = Tokenizer(models.Unigram())
-    core.normalizer = normalizers.NFKC()
-    core.pre_tokenizer = pre_tokenizers.Metaspace()
-    special = ["<pad>", "</s>", "<unk>", "<extra_id_0>"]
-    core.train_from_iterator(
-        tiny.TEXT, trainers.UnigramTrainer(vocab_size=300, special_tokens=special, unk_token="<unk>")
-    )
-    state = json.loads(core.to_str())
-    pieces = [piece for piece, _ in state["model"]["vocab"]]
-    state["model"]["vocab"] += [[f"▁{word}", -4.0] for word in words if f"▁{word}" not in pieces]
-    core = Tokenizer.from_str(json.dumps(state))
+    core = tiny.trained_unigram(["<pad>", "</s>", "<unk>", "<extra_id_0>"], words)
     core.post_processor = processors.TemplateProcessing("$A </s>", "$A </s> $B </s>", [("</s>", 1)])
     return PreTrainedTokenizerFast(
         tokenizer_object=core,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -33,16 +35,23 @@ def text(words: int, seed: int = 0) -> str:
 @lru_cache
 def wordpiece() -> PreTrainedTokenizerFast:
     """As BERT's: `[CLS] q [SEP] p [SEP]`, token types 0 and 1."""
-    core = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    core.normalizer = normalizers.BertNormalizer(lowercase=True)
-    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    core.train_from_iterator(
-        TEXT, trainers.WordPieceTrainer(vocab_size=400, special_tokens=special, show_progress=False)
-    )
+    core = _word_pieces({})
+    words = core.pre_tokenizer.pre_tokenize_str(core.normalizer.normalize_str(" ".join(TEXT)))
+    inner = sorted({f"##{letter}" for word, _ in words for letter in word[1:]})
+    trainer = trainers.WordPieceTrainer(vocab_size=400, special_tokens=special + inner, show_progress=False)
+    core.train_from_iterator(TEXT, trainer)  # by itself it numbers `inner` another way in each process
+    core = _word_pieces(core.get_vocab())
     core.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     names = dict(zip(["pad_token", "unk_token", "cls_token", "sep_token", "mask_token"], special, strict=True))
     return _wrapped(core, ["input_ids", "token_type_ids", "attention_mask"], names)
+
+
+def _word_pieces(vocabulary: dict[str, int]) -> Tokenizer:
+    core = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    core.normalizer = normalizers.BertNormalizer(lowercase=True)
+    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return core
 
 
 def bert_tokenizer(folder: Path, **settings: Any) -> Path:
@@ -70,16 +79,32 @@ def byte_level() -> PreTrainedTokenizerFast:
 @lru_cache
 def unigram() -> PreTrainedTokenizerFast:
     """As XLM-RoBERTa's: pieces with a word mark, `<s> q </s></s> p </s>`."""
-    core = Tokenizer(models.Unigram())
-    core.normalizer = normalizers.NFKC()
-    core.pre_tokenizer = pre_tokenizers.Metaspace()
-    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    core.train_from_iterator(
-        TEXT, trainers.UnigramTrainer(vocab_size=300, special_tokens=special, unk_token="<unk>", show_progress=False)
-    )
+    core = trained_unigram(["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
     pair = "<s> $A </s> </s> $B </s>"
     core.post_processor = processors.TemplateProcessing("<s> $A </s>", pair, [("<s>", 0), ("</s>", 2)])
     return _wrapped(core, ["input_ids", "attention_mask"], _roberta_names())
+
+
+def trained_unigram(special: Sequence[str], words: Iterable[str] = ()) -> Tokenizer:
+    """A unigram model of `TEXT`, each of `words` a piece of its own.
+
+    Which pieces there are is learnt; what they are worth is how often each occurs, since what a trainer sums up differs
+    by process, and so does the order of equal ones.
+    """
+    core = Tokenizer(models.Unigram())
+    core.normalizer = normalizers.NFKC()
+    core.pre_tokenizer = pre_tokenizers.Metaspace()
+    core.train_from_iterator(
+        TEXT,
+        trainers.UnigramTrainer(vocab_size=300, special_tokens=[*special], unk_token="<unk>", show_progress=False),
+    )
+    state = json.loads(core.to_str())
+    whole = "".join(f"▁{word}" for word in WORDS)
+    worth = {piece: math.log(whole.count(piece) / len(whole)) for piece, _ in state["model"]["vocab"][len(special) :]}
+    learnt = sorted(worth.items(), key=lambda one: (-one[1], one[0]))
+    more = [[f"▁{word}", -4.0] for word in words if f"▁{word}" not in worth]
+    state["model"]["vocab"] = [[mark, 0.0] for mark in special] + learnt + more
+    return Tokenizer.from_str(json.dumps(state))
 
 
 def _roberta_names() -> dict[str, str]:
