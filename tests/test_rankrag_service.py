@@ -8,6 +8,7 @@ import random
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import psutil
@@ -238,10 +239,30 @@ def test_a_passage_longer_than_the_context_is_cut_and_flagged(folder):
             rag.rank("why " * 300, ["a"])
 
 
-def test_what_follows_the_passages_is_never_cut(folder):
+def test_the_best_passage_may_stand_beside_the_question(folder):
+    with load(folder) as usual, load(folder, best_passage="last") as rag:
+        prompts = rag._scorer.prompts
+        answer, before = (one.answer(QUESTION, PASSAGES, top_k=3, max_new_tokens=8) for one in (rag, usual))
+        assert [hit.index for hit in answer.contexts] == [hit.index for hit in answer.ranking[:3]]
+        assert [hit.index for hit in before.contexts] == [hit.index for hit in answer.contexts]
+        texts = [hit.passage.text for hit in answer.contexts]
+        asked = rag._asked(QUESTION, PASSAGES, {"top_k": 3, "max_new_tokens": 8})
+        for one, ordered in ((rag, texts[::-1]), (usual, texts)):
+            expected = [prompts.system, *prompts.numbered(ordered), prompts.replying(QUESTION, "short", ())]
+            assert one._prompt(asked, list(answer.contexts)).ids.tolist() == np.concatenate(expected).tolist()
+        with load(folder, wording=replace(prompts.wording, best="first"), best_passage="last") as named:
+            assert named.answer(QUESTION, PASSAGES, top_k=3, max_new_tokens=8).text == answer.text
+    with pytest.raises(tamis.InvalidInput, match="best_passage is 'middle'; pass 'first' or 'last'"):
+        load(folder, best_passage="middle")
+    with pytest.raises(tamis.InvalidInput, match=r"Wording\.best is 'middle'"):
+        replace(prompts.wording, best="middle")
+
+
+@pytest.mark.parametrize("best_passage", ["first", "last"])
+def test_what_follows_the_passages_is_never_cut(folder, best_passage):
     seen = []
 
-    with load(folder, max_length=420) as rag:
+    with load(folder, max_length=420, best_passage=best_passage) as rag:
         prompts = rag._scorer.prompts
         asked = rag._asked(QUESTION, [tiny.text(40, seed) for seed in range(9)], {"top_k": 9, "max_new_tokens": 20})
         ranking = rag.rank(QUESTION, asked.passages)

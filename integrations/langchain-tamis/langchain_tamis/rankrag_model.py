@@ -16,7 +16,7 @@ from tamis.lazy import LazyRankRAG
 from tamis.long_documents import LongDocuments
 from tamis.options import QUEUE_TOKENS, LoadOptions, Overload
 from tamis.rankrag.options import PASSAGE_BYTES, RankRAGOptions, Style
-from tamis.rankrag.prompts import PAPER, Wording
+from tamis.rankrag.prompts import PAPER, Best, Wording
 
 if TYPE_CHECKING:
     from tamis.rankrag.rag import RankRAG
@@ -45,6 +45,7 @@ class RankRAGModel(BaseModel):
     adapter: str | Path | None = None
     style: Style = "auto"
     wording: Wording | None = None
+    best_passage: Best | None = None
     relevance: Literal["probability", "margin"] = "probability"
     task: str | None = None
     num_layers: int | None = None

@@ -52,10 +52,45 @@ WIDE static INLINE __m512 gelu(__m512 x) {
     return _mm512_mul_ps(x, _mm512_fmadd_ps(c, y, _mm512_set1_ps(0.5f)));
 }
 
-/* 32 rows of tiles by 32 outputs, into four tiles of float32: left above, right above, left below, right below. */
-TILES static INLINE void product(const uint16_t *rows, const uint16_t *weights, int steps, float *to) {
+/* What became of 32 rows by 32 outputs, and where it goes. */
+typedef struct {
+    const packed *w;
+    sink where;
+    void *to;
+    int count;      /* rows that there are */
+    int n, r;       /* its first output and row */
+    const float *c; /* four tiles: left above, right above, left below, right below */
+} block;
+
+/* One row of 32 of them, plus the bias: through GELU into tiles again; to float32 rows, one behind the other; or to
+ * bfloat16 rows. */
+TILES static INLINE void finish(const block *it, int i) {
+    const int n = it->n, r = it->r;
+    const float *left = it->c + i / 16 * 512 + i % 16 * LANES;
+    __m512 a = _mm512_add_ps(_mm512_load_ps(left), widen(it->w->bias + n));
+    __m512 b = _mm512_add_ps(_mm512_load_ps(left + 256), widen(it->w->bias + n + LANES));
+    if (it->where == TO_FLOAT) {
+        float *at = (float *)it->to + (int64_t)(r + i) * it->w->outputs + n;
+        _mm512_store_ps(at, a);
+        _mm512_store_ps(at + LANES, b);
+        return;
+    }
+    if (it->where == TO_GELU) a = gelu(a), b = gelu(b);
+    const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(b, a);
+    if (it->where == TO_GELU) {
+        uint16_t *tile = (uint16_t *)it->to + (int64_t)(r + i / 16 * 16) * it->w->outputs + n / 32 * TILE;
+        _mm512_store_si512(tile + i % 16 * 32, both);
+    } else if (r + i < it->count) {
+        _mm512_storeu_si512((uint16_t *)it->to + (int64_t)(r + i) * it->w->outputs + n, both);
+    }
+}
+
+/* 32 rows of tiles by 32 outputs, into four tiles of float32. Meanwhile the block before is finished, a few rows a step:
+ * tiles and vectors have units of their own. */
+TILES static INLINE void product(const uint16_t *rows, const uint16_t *weights, int steps, float *to, const block *before) {
     const uint16_t *below = rows + steps * TILE, *right = weights + steps * TILE;
     const int64_t line = 64, tile = 16 * LANES;
+    int done = before->c ? 0 : 32;
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -69,6 +104,7 @@ TILES static INLINE void product(const uint16_t *rows, const uint16_t *weights, 
         _tile_loadd(5, below + s * TILE, line);
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
+        for (; done < 32 && done * steps < 32 * (s + 1); done++) finish(before, done);
     }
     _tile_stored(0, to, line);
     _tile_stored(1, to + tile, line);
@@ -76,35 +112,17 @@ TILES static INLINE void product(const uint16_t *rows, const uint16_t *weights, 
     _tile_stored(3, to + 3 * tile, line);
 }
 
-/* Rows, in tiles of 16 by 32, times the weights, plus the bias. Where it goes: through GELU into tiles again; to float32
- * rows, one behind the other; or, `count` of them, to bfloat16 rows. */
+/* Rows, in tiles of 16 by 32, times the weights, plus the bias, to where it goes; `c` has room for eight tiles. */
 TILES static INLINE void multiply(const packed *w, const uint16_t *x, int rows, int count, sink where, void *to, float *c) {
+    block before = {.w = w, .where = where, .to = to, .count = count};
     for (int n = 0; n < w->outputs; n += 32) {
-        const uint16_t *weights = w->tiles + (int64_t)n * w->inputs;
-        const __m512 left_bias = widen(w->bias + n), right_bias = widen(w->bias + n + LANES);
         for (int r = 0; r < rows; r += 32) {
-            product(x + (int64_t)r * w->inputs, weights, w->inputs / 32, c);
-            for (int i = 0; i < 32; i++) {
-                const float *left = c + i / 16 * 512 + i % 16 * LANES;
-                __m512 a = _mm512_add_ps(_mm512_load_ps(left), left_bias);
-                __m512 b = _mm512_add_ps(_mm512_load_ps(left + 256), right_bias);
-                if (where == TO_FLOAT) {
-                    float *at = (float *)to + (int64_t)(r + i) * w->outputs + n;
-                    _mm512_store_ps(at, a);
-                    _mm512_store_ps(at + LANES, b);
-                    continue;
-                }
-                if (where == TO_GELU) a = gelu(a), b = gelu(b);
-                const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(b, a);
-                if (where == TO_GELU) {
-                    uint16_t *tile = (uint16_t *)to + (int64_t)(r + i / 16 * 16) * w->outputs + n / 32 * TILE;
-                    _mm512_store_si512(tile + i % 16 * 32, both);
-                } else if (r + i < count) {
-                    _mm512_storeu_si512((uint16_t *)to + (int64_t)(r + i) * w->outputs + n, both);
-                }
-            }
+            float *at = before.c == c ? c + 4 * 256 : c;
+            product(x + (int64_t)r * w->inputs, w->tiles + (int64_t)n * w->inputs, w->inputs / 32, at, &before);
+            before.n = n, before.r = r, before.c = at;
         }
     }
+    for (int i = 0; i < 32; i++) finish(&before, i);
 }
 
 /* Rows into tiles of 16 by 32, zeros where they are filled up. */
@@ -142,7 +160,7 @@ TILES static void run(void *data) {
     work *w = data;
     const tamis_layer_job *job = w->job;
     const int64_t widths = 2 * job->first.inputs + 2 * job->first.outputs + 4 * job->first.outputs + 4 * job->second.outputs;
-    void *space = tamis_room(TAMIS_FOR_LAYERS, MOST * widths + 4 * 1024);
+    void *space = tamis_room(TAMIS_FOR_LAYERS, MOST * widths + 8 * 1024);
     if (!space) {
         atomic_store(&w->failed, 1);
         return;

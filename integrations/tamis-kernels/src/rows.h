@@ -71,8 +71,11 @@ typedef struct {
 
 /* From here to `end_tiles` all eight tiles have 16 rows of 64 bytes; afterwards again what they had. */
 TILES static INLINE void begin_tiles(tile_config *before) {
-    tile_config ours = {.palette = 1};
-    for (int i = 0; i < 8; i++) ours.bytes[i] = 64, ours.rows[i] = 16;
+    static const tile_config ours = {/* in memory as it stands: GCC may leave out stores to a variable, of which it sees
+                                        the first eight bytes read */
+                                     .palette = 1,
+                                     .bytes = {64, 64, 64, 64, 64, 64, 64, 64},
+                                     .rows = {16, 16, 16, 16, 16, 16, 16, 16}};
     _tile_storeconfig(before);
     _tile_loadconfig(&ours);
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import asdict
-from typing import Any
+from typing import Any, get_args
 
 from tamis import Answer, load_rankrag
 from tamis.cli.output import printable, say, show, status, write_json
@@ -13,7 +13,7 @@ from tamis.cli.rank import as_json, passages_of, table_of
 from tamis.errors import InvalidInput
 from tamis.inputs import Cut, check_query
 from tamis.options import DTYPES
-from tamis.rankrag.prompts import TASKS
+from tamis.rankrag.prompts import TASKS, Best
 from tamis.types import Passage
 
 SMALL = (
@@ -21,7 +21,7 @@ SMALL = (
     "Name a larger one with --model."
 )
 CALL = ("top_k", "min_score", "answer_anyway", "task", "max_new_tokens")
-OPTIONS = ("adapter", "style", "dtype", "device", "max_length", "server", "server_model")
+OPTIONS = ("adapter", "style", "best_passage", "dtype", "device", "max_length", "server", "server_model")
 
 
 def add_command(commands: Any) -> None:
@@ -56,6 +56,7 @@ def add_command(commands: Any) -> None:
     )
     add("--adapter", metavar="A", help="a LoRA adapter for it: a folder or hub id")
     add("--style", choices=("auto", "chat", "plain"), default="auto", help="default: the model's chat template, if any")
+    add("--best-passage", choices=get_args(Best), help="where it reads the best (default: the model's own place)")
     add("--dtype", choices=DTYPES, default="auto", help="default: auto")
     add("--device", metavar="D", help="cpu, cuda:0, ... (default: the first GPU, else cpu)")
     add("--max-length", type=int, metavar="N", help="tokens of a prompt and its answer together")

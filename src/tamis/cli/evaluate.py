@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from tamis import load, load_rankrag
 from tamis.cli.model_options import (
@@ -25,12 +25,16 @@ from tamis.cli.reports import add_report_options, check_file, check_report_optio
 from tamis.errors import InvalidInput
 from tamis.evaluation.collection import Collection, check_seed, read_collection
 from tamis.extras import need
+from tamis.rankrag.prompts import Best
 
 if TYPE_CHECKING:
     from tamis.evaluation import DimensionReport, RankRAGReport, Report
 
-RANKRAG = ("adapter", "style", "num_layers", "dtype", "device", "max_length", "long_documents", "task", "relevance")
-ANSWERING = ("adapter", "style", "top_k", "min_score", "max_new_tokens")  # only with --rankrag
+RANKRAG = (
+    "adapter", "style", "best_passage", "num_layers", "dtype", "device", "max_length", "long_documents", "task",
+    "relevance",
+)  # fmt: skip
+ANSWERING = ("adapter", "style", "best_passage", "top_k", "min_score", "max_new_tokens")  # only with --rankrag
 TOP_K = 5
 VECTOR_BYTES = 1 << 30  # for --dims: so that no passage is encoded twice
 
@@ -64,6 +68,7 @@ def add_command(commands: Any) -> None:
     )  # fmt: skip
     add("--adapter", metavar="A", help="a LoRA adapter for it: a folder or hub id")
     add("--style", choices=("auto", "chat", "plain"), help="default: the chat template, if any")
+    add("--best-passage", choices=get_args(Best), help="where answers read the best (default: the model's own)")
     add("--top-k", type=int, metavar="K", help=f"answer from the best K at most (default: {TOP_K})")
     add("--min-score", type=float, metavar="S", help="answer only from scores of at least S")
     add("--max-new-tokens", type=int, metavar="N", help="tokens of an answer at most (default: the task's)")

@@ -25,7 +25,7 @@ class Answered:
     Attributes:
         text: What the model wrote.
         found: Whether it says that the answer is in the context. If not, it counts as an empty answer.
-        contexts: Ids of the passages that it read, in that order.
+        contexts: Ids of the passages that it read, best first.
         exact: 1 or 0; see `tamis.evaluation.answers.exact`.
         f1: From 0 to 1; see `tamis.evaluation.answers.f1`.
         accurate: 1 or 0; see `tamis.evaluation.answers.holds`.

@@ -20,7 +20,7 @@ class AnsweringPrompt:
 
     Attributes:
         ids: The whole prompt, int32.
-        contexts: The hits in it, in its order; `truncated` where it has less than the whole passage.
+        contexts: The hits in it, best first; `truncated` where it has less than the whole passage.
         beginning: How many of its first ids ranking may have left in the model.
     """
 
@@ -39,10 +39,12 @@ def answering_prompt(prompts: Tokenised, best: Sequence[Hit], end: Ids, room: in
         end: The ids behind the passages: conversation and question.
         room: Tokens for passages.
     """
-    pieces: list[Ids] = []
+    reverse = prompts.wording.best == "last"
+    lengths: list[int] = []
     contexts: list[Hit] = []
     texts: list[str] = []
     for number, hit in enumerate(best, 1):
+        number = len(best) if reverse else number  # which it has is not known before all are chosen: the longest
         text = hit.passage.text
         piece = prompts.numbered([text], number)[0]
         cut = len(piece) > room
@@ -56,7 +58,7 @@ def answering_prompt(prompts: Tokenised, best: Sequence[Hit], end: Ids, room: in
             text = text[start:stop]
             piece = prompts.numbered([text], number)[0][:room]
             hit = replace(hit, window=(start, stop) if hit.window else None)
-        pieces.append(piece)
+        lengths.append(len(piece))
         contexts.append(replace(hit, truncated=cut))
         texts.append(text)
         room -= len(piece)
@@ -64,6 +66,10 @@ def answering_prompt(prompts: Tokenised, best: Sequence[Hit], end: Ids, room: in
             break
     if not contexts:
         return None
+    if reverse:
+        texts.reverse()
+        lengths.reverse()
+    pieces = [piece[:length] for piece, length in zip(prompts.numbered(texts), lengths, strict=True)]
     ranked = prompts.ranked(texts[:1])[0]
     same = np.array_equal(ranked, pieces[0])  # only where the wording labels passages alike in both prompts
     beginning = len(prompts.system) + len(pieces[0]) if same else 0

@@ -50,7 +50,7 @@ class Answer:
     Attributes:
         text: The answer; empty where nothing relevant was found.
         ranking: All passages that were kept, best first.
-        contexts: The hits that the model read for its answer, in that order; `truncated` where it read a part.
+        contexts: The hits that the model read for its answer, best first; `truncated` where it read a part.
         found: Whether there is an answer in the context: False where no passage was good enough, or where the model
             says that it is not there.
         usage: Tokens.

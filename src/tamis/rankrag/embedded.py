@@ -33,8 +33,13 @@ def embedded() -> Checkpoint:
     return Checkpoint(EMBEDDED, folder, file.name)
 
 
+def is_embedded(checkpoint: Checkpoint) -> bool:
+    """Whether it is the model that `embedded` finds."""
+    return checkpoint.name == EMBEDDED and checkpoint.gguf is not None
+
+
 def adapter_of(checkpoint: Checkpoint, adapter: str | None) -> str | None:
     """The adapter that a model is loaded with: the caller's; of the embedded model ours, unless that is "none"."""
-    if adapter is None and checkpoint.name == EMBEDDED and checkpoint.gguf is not None:
+    if adapter is None and is_embedded(checkpoint):
         return str(ADAPTER)
     return None if adapter == UNTUNED else adapter

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tamis.errors import UnknownFamily
@@ -22,10 +23,9 @@ PROBES = (
 
 def wording_of(more: RankRAGOptions, tokenizer: Any, name: str) -> Wording:
     """The prompts that were asked for, or that the style has."""
-    if more.wording is not None:
-        return more.wording
     chat = more.style == "chat" or (more.style == "auto" and tokenizer.chat is not None)
-    return chat_wording(tokenizer, name) if chat else PAPER
+    wording = more.wording or (chat_wording(tokenizer, name) if chat else PAPER)
+    return wording if more.best_passage is None else replace(wording, best=more.best_passage)
 
 
 def forms_of(prompts: Tokenised, tokenizer: Any, name: str) -> list[tuple[int, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +13,10 @@ from tamis.errors import InvalidInput, UnknownFamily
 from tamis.long_documents import LongDocuments
 from tamis.options import QUEUE_TOKENS, LoadOptions, Overload
 from tamis.rankrag.adapters import find_adapter, merged
-from tamis.rankrag.embedded import adapter_of, embedded
+from tamis.rankrag.embedded import adapter_of, embedded, is_embedded
 from tamis.rankrag.labels import ends_of, forms_of, likeliest, wording_of
 from tamis.rankrag.options import PASSAGE_BYTES, RankRAGOptions, Style
-from tamis.rankrag.prompts import Tokenised, Wording
+from tamis.rankrag.prompts import Best, Tokenised, Wording
 from tamis.scorers.base import Scorer
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def load_rankrag(
     adapter: str | Path | None = None,
     style: Style = "auto",
     wording: Wording | None = None,
+    best_passage: Best | None = None,
     relevance: Relevance = "probability",
     task: str = "short",
     num_layers: int | None = None,
@@ -70,6 +72,9 @@ def load_rankrag(
         style: "plain" is the paper's own form, "chat" the same words in the model's chat template; "auto" is the
             latter where there is one.
         wording: Instead of both; see `tamis.rankrag.prompts.Wording`.
+        best_passage: Where the best of the passages that an answer is written from stands in the prompt: "first", as in
+            the paper, or "last", beside the question, which small models answer better from. None is as the wording
+            has it, "first" if it does not say; for the embedded model, where no wording is passed, "last".
         relevance: "probability" is the paper's p(True) over the whole vocabulary, "margin" True less False.
         task: Whose prompts are used where a call names no task: "short", "full", "claim" or "conversation".
         num_layers: As in `tamis.load`, and so are those that follow.
@@ -134,6 +139,7 @@ def load_rankrag(
         adapter=None if adapter is None else str(adapter),
         style=style,
         wording=wording,
+        best_passage=best_passage,
         relevance=relevance,
         task=task,
         passage_bytes=passage_bytes,
@@ -171,11 +177,13 @@ def make_scorer(checkpoint: Checkpoint, options: LoadOptions, more: RankRAGOptio
             "leave it out."
         )
     transformer.check_causal(checkpoint)
+    if more.best_passage is None and more.wording is None and is_embedded(checkpoint):
+        more = replace(more, best_passage="last")
     named = adapter_of(checkpoint, more.adapter)
     adapter = None if named is None else find_adapter(named)
     details = (
-        None if adapter is None else adapter.fingerprint(), more.style, repr(more.wording), more.passage_bytes,
-        more.host_bytes, more.passage_dir, more.disk_bytes,
+        None if adapter is None else adapter.fingerprint(), more.style, repr(more.wording), more.best_passage,
+        more.passage_bytes, more.host_bytes, more.passage_dir, more.disk_bytes,
     )  # fmt: skip
     lease = transformer.lease("rankrag", checkpoint, options, partial(_load, more, adapter), *details)
 

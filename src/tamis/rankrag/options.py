@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from tamis.errors import InvalidInput
-from tamis.rankrag.prompts import PAPER, Wording
+from tamis.rankrag.prompts import PAPER, Best, Wording, check_best
 
 if TYPE_CHECKING:
     from tamis.scorers.rankrag import Relevance
@@ -23,6 +23,7 @@ class RankRAGOptions:
     adapter: str | None = None
     style: Style = "auto"
     wording: Wording | None = None
+    best_passage: Best | None = None
     relevance: Relevance = "probability"
     task: str = "short"
     passage_bytes: int = PASSAGE_BYTES
@@ -38,6 +39,8 @@ class RankRAGOptions:
         ):
             if value not in allowed:
                 raise InvalidInput(f"{name}={value!r}; pass {', '.join(map(repr, allowed))}.")
+        if self.best_passage is not None:
+            check_best("best_passage", self.best_passage)
         for name in ("passage_bytes", "host_bytes", "disk_bytes"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:

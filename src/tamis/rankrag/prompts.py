@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,15 @@ NOT_FOUND = (
     r"|\bunanswerable\b|^\W*unknown\W*$"
 )
 """What an answer says when the context does not hold it; case-insensitive."""
+
+
+Best: TypeAlias = Literal["first", "last"]
+
+
+def check_best(name: str, value: str) -> None:
+    """Raises InvalidInput unless it is a place where the best passage may stand."""
+    if value not in get_args(Best):
+        raise InvalidInput(f"{name} is {value!r}; pass {' or '.join(map(repr, get_args(Best)))}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +84,8 @@ class Wording:
     Attributes:
         opening: Before everything: system text, in the model's own form.
         ranked: A passage that is ranked, with {passage}.
-        numbered: A passage that is answered from, with {passage} and {number}, from 1.
+        numbered: A passage that is answered from, with {passage} and {number}, from 1 in the order of the prompt.
+        best: Where the best of them stands: "first", as in the paper, or "last", beside the question.
         turn: A turn of the user, with {text}.
         reply: A turn of the assistant, with {text}.
         closing: What the model's own turn begins with.
@@ -89,6 +99,7 @@ class Wording:
     opening: str = SYSTEM + "\n\n"
     ranked: str = "Passage: {passage}\n\n"
     numbered: str = "Passage {number}: {passage}\n\n"
+    best: Best = "first"
     turn: str = "User: {text}\n\n"
     reply: str = "Assistant: {text}\n\n"
     closing: str = "Assistant:"
@@ -103,6 +114,7 @@ class Wording:
         for name, slot in (("ranked", "{passage}"), ("numbered", "{passage}"), ("turn", "{text}"), ("reply", "{text}")):
             if getattr(self, name).count(slot) != 1:
                 raise InvalidInput(f"Wording.{name} is {getattr(self, name)!r}; it needs {slot} once.")
+        check_best("Wording.best", self.best)
         for name, task in self.tasks.items():
             if "{question}" not in task.rank or "{question}" not in task.answer:
                 raise InvalidInput(f"The task {name!r} needs {{question}} in both of its turns.")
@@ -124,7 +136,7 @@ class Wording:
     def answering(
         self, question: str, passages: Sequence[str], task: str = "short", history: Sequence[Turn] = ()
     ) -> str:
-        """The whole answering prompt."""
+        """The whole answering prompt; the passages as they stand in it."""
         listed = [_fill(self.numbered, passage=text, number=str(i)) for i, text in enumerate(passages, 1)]
         return "".join([self.opening, *listed, self.replying(question, task, history)])
 

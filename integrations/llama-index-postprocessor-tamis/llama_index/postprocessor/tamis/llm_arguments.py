@@ -28,7 +28,7 @@ from tamis.lazy import LazyRankRAG
 from tamis.long_documents import LongDocuments
 from tamis.options import QUEUE_TOKENS, LoadOptions, Overload
 from tamis.rankrag.options import PASSAGE_BYTES, RankRAGOptions, Style
-from tamis.rankrag.prompts import Wording
+from tamis.rankrag.prompts import Best, Wording
 
 LOAD = tuple(inspect.signature(tamis.load_rankrag).parameters)
 _COMMON = tuple(field.name for field in fields(LoadOptions) if field.name in LOAD)
@@ -55,6 +55,7 @@ class RankRAGArguments(CustomLLM):
     adapter: str | Path | None = Field(default=None, description="A LoRA adapter (PEFT) for it.")
     style: Style = Field(default="auto", description='"plain" is the paper\'s own form, "chat" the chat template.')
     wording: Wording | None = Field(default=None, description="Instead of both.")
+    best_passage: Best | None = Field(default=None, description='Where answers read the best: "first" or "last".')
     relevance: Literal["probability", "margin"] = Field(
         default="probability", description='"probability" is the paper\'s p(True), "margin" True less False.'
     )
