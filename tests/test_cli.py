@@ -25,7 +25,7 @@ def facts(tmp_path):
 
 
 def run(*arguments, **options):
-    return subprocess.run([sys.executable, "-m", "tamis.cli", *arguments], capture_output=True, check=False, **options)
+    return subprocess.run([sys.executable, "-m", "tamis", *arguments], capture_output=True, check=False, **options)
 
 
 def as_json(capsys, *arguments):
@@ -220,7 +220,7 @@ def test_text_that_the_output_cannot_hold(tmp_path):
 def test_a_closed_pipe_is_no_error(tmp_path, form):
     path = tmp_path / "many.txt"
     path.write_text("\n".join(map(str, range(5000))), encoding="utf-8")
-    command = [sys.executable, "-m", "tamis.cli", *LEXICAL, str(path), *form]
+    command = [sys.executable, "-m", "tamis", *LEXICAL, str(path), *form]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.read(10)
         process.stdout.close()

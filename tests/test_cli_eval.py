@@ -162,7 +162,7 @@ def test_what_cannot_be_written_or_drawn_is_told_before_the_work(folder, tmp_pat
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_behind_standard_output_is_one_line(folder):
-    command = [sys.executable, "-m", "tamis.cli", "eval", "bm25", "--data", str(folder)]
+    command = [sys.executable, "-m", "tamis", "eval", "bm25", "--data", str(folder)]
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
     assert done.returncode == 2
@@ -181,7 +181,7 @@ def test_rankrag(folder, tmp_path, capsys):
 
 def test_nothing_but_results_goes_through_pipes(folder):
     """No progress bars, and no colours."""
-    command = [sys.executable, "-m", "tamis.cli", "eval", "bm25", "--data", str(folder)]
+    command = [sys.executable, "-m", "tamis", "eval", "bm25", "--data", str(folder)]
     done = subprocess.run(command, capture_output=True, check=True, env={**os.environ, "PYTHONWARNINGS": "error"})
     assert done.stderr == b""
     assert b"\x1b" not in done.stdout

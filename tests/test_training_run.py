@@ -131,7 +131,7 @@ def test_sigkill(tmp_path, whole, rows):
         + "".join(f"{key} = {json.dumps(value)}\n" for key, value in made.arguments.items())
     )
     assert fingerprint(tamis.training.read_recipe(file)) == fingerprint(made)
-    process = subprocess.Popen([sys.executable, "-m", "tamis.cli", "train", str(file)], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-m", "tamis", "train", str(file)], stderr=subprocess.DEVNULL)
     until = time.monotonic() + 240
     while last_checkpoint(made.output / "checkpoints") is None and process.poll() is None:
         assert time.monotonic() < until
@@ -245,7 +245,7 @@ def test_two_processes(tmp_path, whole, rows):
     )
     command = [
         sys.executable, launcher.__file__, "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "tamis.cli", "train",
+        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "tamis", "train",
         str(file), "--json",
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
