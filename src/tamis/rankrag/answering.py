@@ -40,7 +40,7 @@ def answering_prompt(prompts: Tokenised, best: Sequence[Hit], end: Ids, room: in
         room: Tokens for passages.
     """
     reverse = prompts.wording.best == "last"
-    lengths: list[int] = []
+    pieces: list[Ids] = []
     contexts: list[Hit] = []
     texts: list[str] = []
     for number, hit in enumerate(best, 1):
@@ -58,7 +58,7 @@ def answering_prompt(prompts: Tokenised, best: Sequence[Hit], end: Ids, room: in
             text = text[start:stop]
             piece = prompts.numbered([text], number)[0][:room]
             hit = replace(hit, window=(start, stop) if hit.window else None)
-        lengths.append(len(piece))
+        pieces.append(piece)
         contexts.append(replace(hit, truncated=cut))
         texts.append(text)
         room -= len(piece)
@@ -68,8 +68,8 @@ def answering_prompt(prompts: Tokenised, best: Sequence[Hit], end: Ids, room: in
         return None
     if reverse:
         texts.reverse()
-        lengths.reverse()
-    pieces = [piece[:length] for piece, length in zip(prompts.numbered(texts), lengths, strict=True)]
+        numbered = prompts.numbered(texts)
+        pieces = [piece[: len(longest)] for piece, longest in zip(numbered, reversed(pieces), strict=True)]
     ranked = prompts.ranked(texts[:1])[0]
     same = np.array_equal(ranked, pieces[0])  # only where the wording labels passages alike in both prompts
     beginning = len(prompts.system) + len(pieces[0]) if same else 0
