@@ -73,8 +73,8 @@ def load_rankrag(
             latter where there is one.
         wording: Instead of both; see `tamis.rankrag.prompts.Wording`.
         best_passage: Where the best of the passages that an answer is written from stands in the prompt: "first", as in
-            the paper, or "last", beside the question, which small models answer better from. None is as the wording
-            has it, "first" if it does not say; for the embedded model, where no wording is passed, "last".
+            the paper, or "last", beside the question, which the embedded model answers better from. None is as the
+            wording has it, "first" if it does not say; for the embedded model, where no wording is passed, "last".
         relevance: "probability" is the paper's p(True) over the whole vocabulary, "margin" True less False.
         task: Whose prompts are used where a call names no task: "short", "full", "claim" or "conversation".
         num_layers: As in `tamis.load`, and so are those that follow.
